@@ -10,7 +10,7 @@ from .configuration_tokenflow import TokenFlowConfig
 
 
 def swish(hidden_states: torch.Tensor) -> torch.Tensor:
-    # Always fed by a norm, whose result nobody else holds; backward needs it, inference can overwrite it.
+    """SiLU, in place where it can be: what a norm gave is needed by the backward pass and by nobody else."""
     return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
 
 
@@ -105,7 +105,7 @@ class TokenFlowPixelEncoder(nn.Module):
         self.patch_size = config.pixel_patch_size
         self.conv_in = nn.Conv2d(3 * self.patch_size**2, config.pixel_channels, 3, padding=1)
         blocks: list[nn.Module] = []
-        for index, (before, width) in enumerate(zip([config.pixel_channels, *widths], widths)):
+        for index, (before, width) in enumerate(zip([config.pixel_channels, *widths], widths, strict=False)):
             blocks += level(before, width, config.pixel_num_res_blocks, index in with_attention, groups)
             if index < len(widths) - 1:
                 blocks.append(TokenFlowDownsample(width))

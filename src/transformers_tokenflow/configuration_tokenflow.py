@@ -3,11 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import deepcopy
+from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+POSITIVE = (
+    "image_size",
+    "codebook_size",
+    "pixel_channels",
+    "pixel_num_res_blocks",
+    "pixel_latent_channels",
+    "pixel_patch_size",
+    "norm_num_groups",
+    "decoder_channels",
+    "decoder_num_res_blocks",
+    "teacher_hidden_size",
+)
+NOT_NEGATIVE = (
+    "semantic_codebook_dim",
+    "pixel_codebook_dim",
+    "distance_weight",
+    "codebook_weight",
+    "commitment_weight",
+    "entropy_weight",
+    "initializer_range",
+)
 
 SIGLIP_SO400M_384 = {
     "hidden_size": 1152,
@@ -17,15 +45,28 @@ SIGLIP_SO400M_384 = {
     "image_size": 384,
     "patch_size": 14,
 }
-SIGLIP_DECODER = {
-    "hidden_size": 1152,
-    "intermediate_size": 4608,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 12,
-    "image_size": 27,
-    "patch_size": 1,
-    "hidden_act": "gelu",
-}
+
+
+@strict
+class TokenFlowSemanticDecoderConfig(SiglipVisionConfig):
+    r"""
+    The semantic decoder's transformer blocks, which are SigLIP's: its "pixels" are the tokens of the final grid.
+
+    Args:
+        image_size (`int`, defaults to 27):
+            Side of the grid of its position embeddings.
+    """
+
+    model_type = "tokenflow_semantic_decoder"
+    base_config_key = "semantic_decoder_config"
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4608
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 12
+    image_size: int = 27
+    patch_size: int = 1
+    hidden_act: str = "gelu"
 
 
 @strict
@@ -71,21 +112,21 @@ class TokenFlowConfig(PreTrainedConfig):
             Groups of the group norms.
         decoder_channels (`int`, *optional*), decoder_num_res_blocks (`int`, *optional*):
             Of the pixel decoder where they differ from the encoder's; the enhanced decoder doubles both.
-        semantic_decoder_config (`SiglipVisionConfig` or `dict`):
-            Transformer blocks of the semantic decoder; its `image_size` is the grid of its position embeddings.
+        semantic_decoder_config (`TokenFlowSemanticDecoderConfig` or `dict`):
+            Transformer blocks of the semantic decoder.
         teacher_hidden_size (`int`, defaults to 1152):
             Width of the teacher's features, which the semantic decoder reconstructs.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of freshly initialised projections and embeddings.
 
     Raises:
-        ValueError: an empty or unsorted scale list, sizes that are not positive, or no codebook at all.
+        ValueError: an empty or unsorted scale list, sizes or weights that can't be, or no codebook at all.
     """
 
     model_type = "tokenflow"
     sub_configs_defaults = {
         "semantic_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model", init_kwargs=SIGLIP_SO400M_384),
-        "semantic_decoder_config": SubConfigSpec(SiglipVisionConfig, init_kwargs=SIGLIP_DECODER),
+        "semantic_decoder_config": TokenFlowSemanticDecoderConfig,
     }
 
     image_size: int = 384
@@ -115,26 +156,54 @@ class TokenFlowConfig(PreTrainedConfig):
     teacher_hidden_size: int = 1152
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.scales = [int(scale) for scale in self.scales]
-        self.decoder_channels = self.decoder_channels or self.pixel_channels
-        self.decoder_num_res_blocks = self.decoder_num_res_blocks or self.pixel_num_res_blocks
-        self._check()
+        if self.decoder_channels is None:
+            self.decoder_channels = self.pixel_channels
+        if self.decoder_num_res_blocks is None:
+            self.decoder_num_res_blocks = self.pixel_num_res_blocks
+        self._warn_of_typos(kwargs)
+        self._check_sizes()
+        self._check_pixel_levels()
 
-    def _check(self):
+    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
+        """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
+        for key in unknown:
+            close = get_close_matches(key, TokenFlowConfig.__dataclass_fields__, n=1, cutoff=0.7)
+            if close and not hasattr(TokenFlowConfig, key):
+                logger.warning(f"`{key}` is no field of TokenFlowConfig and does nothing; did you mean `{close[0]}`?")
+
+    def _check_sizes(self) -> None:
         if not self.scales or self.scales[0] < 1 or self.scales != sorted(self.scales):
             raise ValueError(f"`scales` must be positive sides in ascending order, coarse first; got {self.scales}")
-        for name in ("image_size", "codebook_size", "pixel_channels", "pixel_num_res_blocks", "pixel_patch_size"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
-        if self.semantic_codebook_dim < 0 or self.pixel_codebook_dim < 0 or self.quantized_dim == 0:
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}")
+        if self.quantized_dim == 0:
+            raise ValueError("at least one of `semantic_codebook_dim` and `pixel_codebook_dim` must be above 0")
+        mean, std = self.semantic_image_mean, self.semantic_image_std
+        if (mean is None) != (std is None) or (mean is not None and not (len(mean) == len(std) == 3 and all(std))):
             raise ValueError(
-                "the codebooks need a width: got "
-                f"semantic_codebook_dim={self.semantic_codebook_dim}, pixel_codebook_dim={self.pixel_codebook_dim}"
+                "`semantic_image_mean` and `semantic_image_std` must both be None, or three numbers each of which the "
+                f"deviations are not 0; got {mean} and {std}"
             )
-        if (self.semantic_image_mean is None) != (self.semantic_image_std is None):
-            raise ValueError("`semantic_image_mean` and `semantic_image_std` must be given together, or neither")
+
+    def _check_pixel_levels(self) -> None:
+        multipliers, num_levels = self.pixel_channel_multipliers, len(self.pixel_channel_multipliers)
+        if not multipliers or min(multipliers) < 1:
+            raise ValueError(f"`pixel_channel_multipliers` must be positive, one per level; got {multipliers}")
+        if any(not -num_levels <= index < num_levels for index in self.pixel_attention_levels):
+            raise ValueError(
+                f"`pixel_attention_levels` must lie in [-{num_levels}, {num_levels}), as many as there are "
+                f"`pixel_channel_multipliers`; got {self.pixel_attention_levels}"
+            )
+        widths = [channels * m for channels in (self.pixel_channels, self.decoder_channels) for m in multipliers]
+        if any(width % self.norm_num_groups for width in widths):
+            raise ValueError(f"`norm_num_groups` ({self.norm_num_groups}) must divide the levels' widths {widths}")
 
     @property
     def grid_size(self) -> int:
@@ -170,17 +239,29 @@ class TokenFlowConfig(PreTrainedConfig):
             overrides: fields to change.
 
         Raises:
-            ValueError: the name is unknown.
+            ValueError: the name, or a field to change, is unknown.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose from {', '.join(sorted(PRESETS))}")
-        return cls(**{**PRESETS[name], **overrides})
+        return cls.from_fields({**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> TokenFlowConfig:
+        """
+        A configuration from fields that must all exist, where the constructor keeps unknown ones as well.
+
+        Raises:
+            ValueError: a field is unknown.
+        """
+        if unknown := fields.keys() - cls.__dataclass_fields__.keys() - {"attn_implementation"}:
+            raise ValueError(f"TokenFlowConfig has no fields {', '.join(sorted(unknown))}")
+        return cls(**deepcopy(fields))
 
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
 
-TOKENFLOW_B = {
+TOKENFLOW_B: dict[str, Any] = {
     "image_size": 224,
     "scales": [1, 2, 4, 6, 8, 10, 12, 14],
     "semantic_config": {"model_type": "clip_vision_model", "hidden_size": 768, "image_size": 224, "patch_size": 16},
@@ -188,11 +269,11 @@ TOKENFLOW_B = {
     "semantic_feature_norm": True,
     "semantic_image_mean": None,
     "semantic_image_std": None,
-    "semantic_decoder_config": {**SIGLIP_DECODER, "hidden_size": 768, "intermediate_size": 3072, "image_size": 14},
+    "semantic_decoder_config": {"hidden_size": 768, "intermediate_size": 3072, "image_size": 14},
     "teacher_hidden_size": 512,
 }
 
-TOKENFLOW_L = {
+TOKENFLOW_L: dict[str, Any] = {
     "image_size": 256,
     "scales": [1, 2, 4, 6, 8, 10, 12, 14, 16],
     "semantic_config": {
@@ -204,7 +285,7 @@ TOKENFLOW_L = {
     "semantic_feature_layer": -1,
     "semantic_image_mean": OPENAI_MEAN,
     "semantic_image_std": OPENAI_STD,
-    "semantic_decoder_config": {**SIGLIP_DECODER, "image_size": 16},
+    "semantic_decoder_config": {"image_size": 16},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

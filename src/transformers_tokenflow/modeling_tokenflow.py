@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,9 +30,9 @@ class TokenFlowEncoderOutput(ModelOutput):
             Views of `codes`, one `(B, h_s, w_s)` per scale.
     """
 
-    codes: torch.LongTensor | None = None
-    quantized: torch.FloatTensor | None = None
-    codes_per_scale: tuple[torch.LongTensor, ...] | None = None
+    codes: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
+    codes_per_scale: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -44,8 +45,8 @@ class TokenFlowDecoderOutput(ModelOutput):
             Reconstructed features of the teacher. `None` without a semantic codebook.
     """
 
-    pixel_values: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
+    pixel_values: torch.Tensor | None = None
+    semantic_features: torch.Tensor | None = None
 
 
 @dataclass
@@ -68,19 +69,21 @@ class TokenFlowOutput(ModelOutput):
             of one minus the cosine to them.
     """
 
-    loss: torch.FloatTensor | None = None
-    pixel_values: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    quantized: torch.FloatTensor | None = None
-    pixel_loss: torch.FloatTensor | None = None
-    codebook_loss: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
-    entropy_loss: torch.FloatTensor | None = None
-    semantic_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
+    semantic_features: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
+    pixel_loss: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
+    semantic_loss: torch.Tensor | None = None
 
 
 class TokenFlowPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the image tokenizer: initialisation, attention, precision, placement."""
+
     config_class = TokenFlowConfig
     base_model_prefix = "tokenizer"
     main_input_name = "pixel_values"
@@ -90,15 +93,14 @@ class TokenFlowPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Losses are means over what the model is given, which gradient accumulation divides.
+    accepts_loss_kwargs = False
     # Codes are decided by small differences of distances, which half precision would blur.
     _keep_in_fp32_modules_strict = ["codebook"]
     _no_split_modules = [
         "TokenFlowCLIPVisionEmbeddings",
         "TokenFlowSiglipVisionEmbeddings",
-        "CLIPEncoderLayer",
-        "SiglipEncoderLayer",
-        "SiglipMultiheadAttentionPoolingHead",
-        "TimmWrapperModel",
         "TokenFlowSemanticDecoder",
         "TokenFlowResidualBlock",
         "TokenFlowPixelAttention",
@@ -106,18 +108,21 @@ class TokenFlowPreTrainedModel(PreTrainedModel):
     ]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, TokenFlowCodebook):
             for entries in (module.semantic, module.pixel):
                 # Normalised right away, uniform within ±1/K and within ±1 are the same.
                 init.uniform_(entries, -1.0, 1.0)
                 init.copy_(entries, F.normalize(entries, dim=-1))
-        elif isinstance(module, TokenFlowSemanticDecoder):
-            init.trunc_normal_(module.class_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        for module in self.modules():
+            if hasattr(module, "timm_model"):  # timm has its own switch
+                module._set_gradient_checkpointing(enable)
 
 
 class TokenFlowModel(TokenFlowPreTrainedModel):
@@ -125,9 +130,10 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
 
     def __init__(self, config: TokenFlowConfig):
         super().__init__(config)
-        # The semantic decoder's layers are no PreTrainedModel, which would choose an attention by itself.
-        if config.semantic_decoder_config._attn_implementation is None:
-            config.semantic_decoder_config._attn_implementation = config._attn_implementation
+        has_semantic, has_pixel = config.semantic_codebook_dim > 0, config.pixel_codebook_dim > 0
+        self.semantic_encoder = TokenFlowSemanticEncoder(config) if has_semantic else None
+        self.pixel_encoder = TokenFlowPixelEncoder(config) if has_pixel else None
+        # After the encoders: the first parameter's dtype passes for the model's, and the codebook stays in fp32.
         self.quantizer = TokenFlowQuantizer(
             scales=config.scales,
             codebook_size=config.codebook_size,
@@ -138,15 +144,14 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             commitment_weight=config.commitment_weight,
             entropy_weight=config.entropy_weight,
         )
-        has_semantic, has_pixel = config.semantic_codebook_dim > 0, config.pixel_codebook_dim > 0
-        self.semantic_encoder = TokenFlowSemanticEncoder(config) if has_semantic else None
         self.semantic_decoder = TokenFlowSemanticDecoder(config) if has_semantic else None
-        self.pixel_encoder = TokenFlowPixelEncoder(config) if has_pixel else None
         self.pixel_decoder = TokenFlowPixelDecoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.pixel_encoder.conv_in if self.pixel_encoder else self.semantic_encoder.model.get_input_embeddings()
+        if self.pixel_encoder is not None:
+            return self.pixel_encoder.conv_in
+        return self.semantic_encoder.model.get_input_embeddings()
 
     def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -160,10 +165,9 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             (B, d_sem + d_pix, grid, grid), semantic channels first.
 
         Raises:
-            ValueError: the pixels are no batch of square RGB pictures.
+            ValueError: the pixels are no batch of square RGB pictures, no floats, or (but for training) not finite.
         """
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3 or pixel_values.shape[2] != pixel_values.shape[3]:
-            raise ValueError(f"expected pixel_values of shape (batch, 3, size, size); got {tuple(pixel_values.shape)}")
+        self._check_pixels(pixel_values)
         pixel_values = pixel_values.to(self.pixel_decoder.conv_in.weight.dtype)
         features = []
         size = pixel_values.shape[-1]
@@ -175,6 +179,17 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             features.append(self.pixel_encoder(pixels).to(features[0].device if features else pixels.device))
         return torch.cat(features, dim=1)
 
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"expected pixel_values of shape (batch, 3, size, size); got {shape}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"expected pixel_values to be floats in [-1, 1]; got {pixel_values.dtype}")
+        if self.training or torch.compiler.is_compiling() or pixel_values.is_meta:
+            return
+        if not pixel_values.isfinite().all():
+            raise ValueError("expected pixel_values to be finite; got NaN or infinity among them")
+
     def quantize(self, pixel_values: torch.Tensor, scales: Sequence[int] | None = None) -> TokenFlowQuantizerOutput:
         """
         Both encoders and the quantiser.
@@ -185,8 +200,8 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         grid, expected = features.shape[-1], (scales or self.config.scales)[-1]
         if grid != expected and (scales is None or not self.training):
             raise ValueError(
-                f"a picture of {pixel_values.shape[-1]} pixels gives a grid of {grid}, but the scales end at {expected}: "
-                f"resize it to {self.config.image_size} pixels, or pass scales=[..., {grid}]"
+                f"pictures of {pixel_values.shape[-1]} pixels give a grid of {grid}, but the scales end at {expected}: "
+                f"resize them to {self.config.image_size} pixels, or pass scales=[..., {grid}]"
             )
         return self.quantizer(features, scales)
 
@@ -202,7 +217,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             [`TokenFlowEncoderOutput`]
 
         Raises:
-            ValueError: the pixels are no batch of square RGB pictures, or their grid is not the last scale.
+            ValueError: the pixels are no batch of square, finite RGB pictures, or their grid is not the last scale.
         """
         output = self.quantize(pixel_values, scales)
         return TokenFlowEncoderOutput(
@@ -223,29 +238,34 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             [`TokenFlowDecoderOutput`]
 
         Raises:
-            ValueError: the codes end inside a scale, or lie outside the codebook.
+            ValueError: the codes end inside a scale, lie outside the codebook, or are no integers.
         """
-        if not torch.compiler.is_compiling():
-            self._check_codes(codes)
+        self._check_codes(codes)
         return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1])
 
-    def _check_codes(self, codes: torch.Tensor):
-        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.codebook_size:
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be integers; got {codes.dtype}")
+        if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
+            return
+        if not 0 <= codes.min() <= codes.max() < self.config.codebook_size:
             raise ValueError(
                 f"codes must lie in [0, {self.config.codebook_size}); got {codes.min().item()} to {codes.max().item()}"
             )
 
-    def decode_features(self, quantized: torch.Tensor) -> TokenFlowDecoderOutput:
+    def decode_features(self, quantized: torch.Tensor, size: int | None = None) -> TokenFlowDecoderOutput:
         """
         Quantised features to pictures and to the teacher's features.
 
         Args:
             quantized: (B, d_sem + d_pix, grid, grid).
+            size: side of the pictures; by default the configuration's, in proportion to the grid.
         """
         quantized = quantized.to(self.pixel_decoder.conv_in.weight.dtype)
         semantic, pixel = quantized.split(self.quantizer.dims, dim=1)
         pixel_values = self.pixel_decoder(pixel if self.pixel_encoder is not None else semantic)
-        size = round(quantized.shape[-1] * self.config.image_size / self.config.grid_size)
+        if size is None:
+            size = round(quantized.shape[-1] * self.config.image_size / self.config.grid_size)
         return TokenFlowDecoderOutput(
             pixel_values=resize_pixels(pixel_values, size),
             semantic_features=self.semantic_decoder(semantic) if self.semantic_decoder is not None else None,
@@ -258,7 +278,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         teacher_features: torch.Tensor | None = None,
         scales: Sequence[int] | None = None,
         return_loss: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> TokenFlowOutput:
         """
         Encode, quantise and decode.
@@ -277,28 +297,32 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             ValueError: as `encode`; or `teacher_features` do not have the shape of the decoded features.
         """
         quantizer_output = self.quantize(pixel_values, scales)
-        decoded = self.decode_features(quantizer_output.quantized)
-        output = TokenFlowOutput(
+        decoded = self.decode_features(quantizer_output.quantized, pixel_values.shape[-1])
+        losses: dict[str, torch.Tensor] = {}
+        if return_loss:
+            target = pixel_values.to(decoded.pixel_values.device, torch.float32)
+            losses = {
+                "pixel_loss": F.mse_loss(decoded.pixel_values.float(), target),
+                "codebook_loss": quantizer_output.codebook_loss,
+                "commitment_loss": quantizer_output.commitment_loss,
+                "entropy_loss": quantizer_output.entropy_loss,
+            }
+            if teacher_features is not None:
+                losses["semantic_loss"] = semantic_loss(decoded.semantic_features, teacher_features)
+        return TokenFlowOutput(
+            loss=sum_losses(losses) if return_loss else None,
             pixel_values=decoded.pixel_values,
             semantic_features=decoded.semantic_features,
             codes=quantizer_output.codes,
             quantized=quantizer_output.quantized,
+            **losses,
         )
-        if not return_loss:
-            return output
-        losses = {
-            "pixel_loss": F.mse_loss(decoded.pixel_values.float(), pixel_values.float()),
-            "codebook_loss": quantizer_output.codebook_loss,
-            "commitment_loss": quantizer_output.commitment_loss,
-            "entropy_loss": quantizer_output.entropy_loss,
-        }
-        if teacher_features is not None:
-            losses["semantic_loss"] = semantic_loss(decoded.semantic_features, teacher_features)
-        output.loss = torch.stack(list(losses.values())).sum()
-        for name, loss in losses.items():
-            output[name] = loss
-        # A ModelOutput keeps its keys in the order they were set: the loss comes first, as everywhere.
-        return TokenFlowOutput(**output)
+
+
+def sum_losses(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of scalars, which a model that is spread over devices has in several places."""
+    values = list(losses.values())
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
 def semantic_loss(semantic_features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
@@ -314,7 +338,8 @@ def semantic_loss(semantic_features: torch.Tensor, teacher_features: torch.Tenso
     if semantic_features is None or semantic_features.shape != teacher_features.shape:
         got = None if semantic_features is None else tuple(semantic_features.shape)
         raise ValueError(f"teacher_features of shape {tuple(teacher_features.shape)} do not fit decoded ones of {got}")
-    return (1 - F.cosine_similarity(semantic_features.float(), teacher_features.float(), dim=-1)).mean()
+    teacher_features = teacher_features.to(semantic_features.device, torch.float32)
+    return (1 - F.cosine_similarity(semantic_features.float(), teacher_features, dim=-1)).mean()
 
 
 def resize_pixels(pixel_values: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The quantiser of TokenFlow: two codebooks behind one index, over a residual pyramid of scales (paper §3.1)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 # Scores that the search holds at a time (fp32: 32 MB): large enough for full matrix-product speed, small enough for
 # the cache and for memory, whatever the batch.
@@ -29,11 +31,11 @@ class TokenFlowQuantizerOutput(ModelOutput):
             Mean entropy of the assignments less the entropy of the mean assignment, its weight included; 0 by default.
     """
 
-    quantized: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    codebook_loss: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
-    entropy_loss: torch.FloatTensor | None = None
+    quantized: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
 
 
 def nearest_entries(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -71,20 +73,29 @@ class TokenFlowCodebook(nn.Module):
         super().__init__()
         self.semantic = nn.Parameter(torch.empty(size, semantic_dim))
         self.pixel = nn.Parameter(torch.empty(size, pixel_dim))
-        self._cached: tuple[tuple, torch.Tensor] | None = None
+        self._cache: tuple[list, list[torch.Tensor], torch.Tensor] | None = None
 
     def forward(self) -> torch.Tensor:
         """(K, semantic_dim + pixel_dim) in fp32, both parts of unit length. Kept between calls in evaluation."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.semantic.is_inference():
+        parts = [self.semantic, self.pixel]
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or parts[0].is_inference():
             return self._entries()
-        state = tuple((part.data_ptr(), part._version, part.device) for part in (self.semantic, self.pixel))
-        if self._cached is None or self._cached[0] != state:
-            self._cached = (state, self._entries())
-        return self._cached[1]
+        state = [(part.data_ptr(), part._version) for part in parts]
+        if self._cache is None or self._cache[0] != state:
+            # The parts are held as well: while they live, no other tensors can get their addresses.
+            self._cache = (state, [part.detach() for part in parts], self._entries())
+        return self._cache[-1]
 
     def _entries(self) -> torch.Tensor:
-        parts = (F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel))
-        return torch.cat(list(parts), dim=-1)
+        return torch.cat([F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel)], dim=-1)
+
+    def train(self, mode: bool = True) -> "TokenFlowCodebook":
+        """As of any module. What is written to `.data` goes unnoticed, so that a change of mode starts afresh."""
+        self._cache = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_cache": None}
 
 
 class TokenFlowQuantizer(nn.Module):
@@ -129,29 +140,35 @@ class TokenFlowQuantizer(nn.Module):
         Quantise feature maps.
 
         Args:
-            features: (B, D, H, W), semantic channels first. H × W is the final grid, also if `scales` ends before it.
+            features: (B, D, H, H), semantic channels first. H is the final grid, also if `scales` ends before it.
             scales: in place of the quantiser's own.
 
         Returns:
-            [`TokenFlowQuantizerOutput`]. Gradients pass straight through to the normalised features.
+            [`TokenFlowQuantizerOutput`], on the codebook's device. Gradients pass straight through to the normalised
+            features.
+
+        Raises:
+            ValueError: the features have other channels, are not square, or are smaller than the last scale.
         """
-        entries = self.codebook().to(features.device)
-        residual = features.float()
-        quantized = torch.zeros_like(residual)
-        codes, losses = [], []
         scales = scales or self.scales
-        for scale in scales:
-            normalized = self.normalize(F.adaptive_avg_pool2d(residual, scale))
-            scale_codes = self.assign(normalized, entries)
-            chosen = lookup(scale_codes, entries)
-            losses.append(self.losses(normalized, chosen, entries))
-            if normalized.requires_grad:
-                chosen = normalized + (chosen - normalized).detach()
-            contribution = resize(chosen, features.shape[-1])
-            quantized = quantized + contribution
-            residual = residual - contribution.detach()
-            codes.append(scale_codes.flatten(1))
-        codebook_loss, commitment_loss, entropy_loss = torch.stack(losses).mean(dim=0)
+        self._check_features(features, scales)
+        with maybe_autocast(features.device.type, enabled=False):
+            entries = self.codebook()
+            residual = features.to(entries.device, torch.float32)
+            quantized = torch.zeros_like(residual)
+            codes, losses = [], []
+            for scale in scales:
+                normalized = self.normalize(F.adaptive_avg_pool2d(residual, scale))
+                scale_codes = self.assign(normalized, entries)
+                chosen = lookup(scale_codes, entries)
+                losses.append(self.losses(normalized, chosen, entries))
+                if normalized.requires_grad:
+                    chosen = normalized + (chosen - normalized).detach()
+                contribution = resize(chosen, features.shape[-1])
+                quantized = quantized + contribution
+                residual = residual - contribution.detach()
+                codes.append(scale_codes.flatten(1))
+            codebook_loss, commitment_loss, entropy_loss = torch.stack(losses).mean(dim=0)
         return TokenFlowQuantizerOutput(
             quantized=quantized.to(features.dtype),
             codes=torch.cat(codes, dim=1),
@@ -160,6 +177,14 @@ class TokenFlowQuantizer(nn.Module):
             entropy_loss=entropy_loss,
         )
 
+    def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
+        shape = tuple(features.shape)
+        if len(shape) != 4 or shape[1] != sum(self.dims) or shape[2] != shape[3] or shape[3] < scales[-1]:
+            raise ValueError(
+                f"expected features of shape (batch, {sum(self.dims)}, grid, grid) with a grid of at least the last "
+                f"scale, {scales[-1]}; got {shape}"
+            )
+
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Bring the semantic and the pixel channels of (B, D, h, w) to unit length, each for itself."""
         return torch.cat([F.normalize(part, dim=1, eps=1e-12) for part in features.split(self.dims, dim=1)], dim=1)
@@ -167,12 +192,17 @@ class TokenFlowQuantizer(nn.Module):
     @torch.no_grad()
     def assign(self, normalized: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         """The nearest entries: (B, D, h, w) normalised, (K, D) -> (B, h, w) long."""
-        # Both sides have unit length, so d_sem + w · d_pix = const - 2 (sem · sem' + w · pix · pix').
-        weights = entries.new_tensor([1.0] * self.dims[0] + [self.distance_weight] * self.dims[1])
-        queries = normalized.permute(0, 2, 3, 1)
-        with torch.autocast(normalized.device.type, enabled=False):
-            found = nearest_entries((queries * weights).flatten(0, 2), entries.detach())
-        return found.view(queries.shape[:3])
+        found = nearest_entries(self._queries(normalized), entries)
+        return found.view(len(normalized), *normalized.shape[2:])
+
+    def _queries(self, normalized: torch.Tensor) -> torch.Tensor:
+        """
+        What the entries are multiplied with: (B, D, h, w) -> (B·h·w, D).
+
+        Between vectors of unit length d_sem + w · d_pix = const - 2 (sem · sem' + w · pix · pix').
+        """
+        weights = normalized.new_tensor([1.0] * self.dims[0] + [self.distance_weight] * self.dims[1])
+        return normalized.permute(0, 2, 3, 1).flatten(0, 2) * weights
 
     def losses(self, normalized: torch.Tensor, chosen: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         """(3,): codebook, commitment and entropy loss of one scale, weighted."""
@@ -183,11 +213,11 @@ class TokenFlowQuantizer(nn.Module):
             entropy = self.entropy_weight * self.assignment_entropy(normalized, entries)
         return torch.stack([codebook, commitment, entropy])
 
-    def assignment_entropy(self, normalized: torch.Tensor, entries: torch.Tensor, temperature: float = 0.01):
+    def assignment_entropy(
+        self, normalized: torch.Tensor, entries: torch.Tensor, temperature: float = 0.01
+    ) -> torch.Tensor:
         """Mean entropy of the soft assignments less the entropy of their mean, on distances over `temperature`."""
-        weights = entries.new_tensor([1.0] * self.dims[0] + [self.distance_weight] * self.dims[1])
-        queries = normalized.permute(0, 2, 3, 1).flatten(0, 2) * weights
-        log_assignment = (queries @ entries.T).mul(2 / temperature).log_softmax(dim=-1)
+        log_assignment = (self._queries(normalized) @ entries.T).mul(2 / temperature).log_softmax(dim=-1)
         assignment = log_assignment.exp()
         mean = assignment.mean(dim=0)
         mean_entropy = -(assignment * log_assignment).sum(dim=-1).mean()
@@ -206,19 +236,16 @@ class TokenFlowQuantizer(nn.Module):
         Raises:
             ValueError: `codes` is not two-dimensional, or ends inside a scale.
         """
-        maps: list[torch.Tensor] = []
-        start, length = 0, codes.shape[-1]
-        for scale in scales or self.scales:
-            if start == length:
-                break
-            maps.append(codes[:, start : start + scale * scale])
-            start += scale * scale
-        if codes.dim() != 2 or not maps or start != length:
+        scales = scales or self.scales
+        lengths = prefix_lengths(scales)
+        if codes.dim() != 2 or codes.shape[1] not in lengths:
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)} are no batch of whole scales: "
-                f"expected (batch, length) with a length among {prefix_lengths(scales or self.scales)}"
+                f"expected (batch, length) with a length among {lengths}"
             )
-        return [part.unflatten(1, (math.isqrt(part.shape[1]), -1)) for part in maps]
+        present = scales[: lengths.index(codes.shape[1]) + 1]
+        parts = codes.split([scale * scale for scale in present], dim=1)
+        return [part.unflatten(1, (scale, scale)) for part, scale in zip(parts, present, strict=True)]
 
     def codes_to_features(self, codes: torch.Tensor, scales: Sequence[int] | None = None) -> torch.Tensor:
         """
@@ -232,7 +259,7 @@ class TokenFlowQuantizer(nn.Module):
             (B, S, D, H, W) in fp32: [:, i] is the sum over the scales up to i; the last equals `quantized`.
         """
         grid = (scales or self.scales)[-1]
-        entries = self.codebook().to(codes.device)
+        entries = self.codebook()
         contributions = [resize(lookup(part, entries), grid) for part in self.split_codes(codes, scales)]
         sums = [contributions[0]]
         for contribution in contributions[1:]:
@@ -256,7 +283,7 @@ class TokenFlowQuantizer(nn.Module):
         Returns:
             (B, D, next_scale, next_scale) in fp32.
         """
-        chosen = lookup(codes, self.codebook().to(codes.device))
+        chosen = lookup(codes, self.codebook())
         features = chosen if features is None else features + chosen
         return features if next_scale is None else resize(features, next_scale)
 
@@ -273,7 +300,7 @@ class TokenFlowQuantizer(nn.Module):
         """
         scales = scales or self.scales
         features, inputs = None, []
-        for part, next_scale in zip(self.split_codes(codes, scales), scales[1:]):
+        for part, next_scale in zip(self.split_codes(codes, scales), scales[1:], strict=False):
             features = self.next_scale_features(features, part, next_scale)
             inputs.append(features.flatten(2).transpose(1, 2))
         if not inputs:
@@ -282,8 +309,8 @@ class TokenFlowQuantizer(nn.Module):
 
 
 def lookup(codes: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-    """Entries of a token map: (B, h, w), (K, D) -> (B, D, h, w)."""
-    return F.embedding(codes, entries).permute(0, 3, 1, 2)
+    """Entries of a token map, on the entries' device: (B, h, w), (K, D) -> (B, D, h, w)."""
+    return F.embedding(codes.to(entries.device, torch.long), entries).permute(0, 3, 1, 2)
 
 
 def resize(features: torch.Tensor, size: int) -> torch.Tensor:
@@ -295,7 +322,4 @@ def resize(features: torch.Tensor, size: int) -> torch.Tensor:
 
 def prefix_lengths(scales: Sequence[int]) -> list[int]:
     """Lengths of code sequences that end with a scale."""
-    lengths = [0]
-    for scale in scales:
-        lengths.append(lengths[-1] + scale * scale)
-    return lengths[1:]
+    return list(itertools.accumulate(scale * scale for scale in scales))

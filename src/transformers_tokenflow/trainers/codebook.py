@@ -1,0 +1,91 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Codebooks from data: k-means before training, and new entries in place of unused ones during it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn import functional as F
+
+from ..modeling_tokenflow import TokenFlowModel
+from ..quantization_tokenflow import TokenFlowQuantizer, resize
+
+
+@torch.no_grad()
+def residual_tokens(quantizer: TokenFlowQuantizer, features: torch.Tensor) -> torch.Tensor:
+    """
+    The normalised vectors that the scales would quantise if every scale were quantised without error.
+
+    Args:
+        features: (B, D, H, H).
+
+    Returns:
+        (B · L, D)
+    """
+    residual, tokens = features.float(), []
+    for scale in quantizer.scales:
+        normalized = quantizer.normalize(F.adaptive_avg_pool2d(residual, scale))
+        tokens.append(normalized.permute(0, 2, 3, 1).flatten(0, 2))
+        residual = residual - resize(normalized, features.shape[-1])
+    return torch.cat(tokens)
+
+
+@torch.no_grad()
+def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], seed: int = 0):
+    """
+    Set both codebooks to the k-means centres of data, clustered jointly so that the index stays shared.
+
+    Args:
+        model: the tokenizer.
+        batches: pictures (B, 3, H, H) in [-1, 1]; they should give several times `codebook_size` tokens.
+        seed: of the clustering.
+
+    Raises:
+        ValueError: there are fewer tokens than entries.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    quantizer = model.quantizer
+    tokens = torch.cat([residual_tokens(quantizer, model.extract_features(batch)).cpu() for batch in batches])
+    num_entries = len(quantizer.codebook.semantic)
+    if len(tokens) < num_entries:
+        raise ValueError(f"k-means of {num_entries} entries needs at least as many tokens; got {len(tokens)}")
+    # Euclidean distance of vectors scaled by the root of a weight is the weighted distance.
+    scaling = torch.ones(tokens.shape[1])
+    scaling[quantizer.dims[0] :] = max(quantizer.distance_weight, 1e-6) ** 0.5
+    clustering = MiniBatchKMeans(
+        num_entries, init="random", n_init=1, batch_size=4 * num_entries, max_iter=10, random_state=seed
+    )
+    centers = torch.from_numpy(clustering.fit((tokens * scaling).numpy()).cluster_centers_) / scaling
+    set_entries(quantizer, torch.arange(num_entries), centers)
+
+
+@torch.no_grad()
+def restart_unused_entries(model: TokenFlowModel, used: torch.Tensor, pixel_values: torch.Tensor) -> int:
+    """
+    Move entries that no picture used to vectors of the current pictures, drawn from torch's global generator.
+
+    Args:
+        model: the tokenizer.
+        used: (K,) bool.
+        pixel_values: (B, 3, H, H) in [-1, 1].
+
+    Returns:
+        How many entries were moved.
+    """
+    unused = (~used).nonzero().squeeze(1)
+    if len(unused) == 0:
+        return 0
+    tokens = residual_tokens(model.quantizer, model.extract_features(pixel_values))
+    # Drawn on the CPU, whose generator a checkpoint restores, and without replacement as far as the tokens go.
+    order = torch.randperm(len(tokens))[: len(unused)].to(tokens.device)
+    unused = unused[torch.randperm(len(unused))[: len(order)].to(unused.device)]
+    set_entries(model.quantizer, unused, tokens[order])
+    return len(unused)
+
+
+@torch.no_grad()
+def set_entries(quantizer: TokenFlowQuantizer, index: torch.Tensor, vectors: torch.Tensor):
+    """Overwrite the entries (N,) by (N, d_sem + d_pix), each part normalised."""
+    parts = vectors.split(quantizer.dims, dim=1)
+    for entries, part in zip((quantizer.codebook.semantic, quantizer.codebook.pixel), parts):
+        entries[index.to(entries.device)] = F.normalize(part, dim=-1).to(entries)

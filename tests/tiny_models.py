@@ -1,0 +1,95 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Configurations of tokenizers so small that a test can build, train and save one in a blink."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import is_timm_available
+
+from transformers_tokenflow import TokenFlowConfig, TokenFlowModel
+
+needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm is not installed")
+
+PIXEL_FIELDS: dict[str, Any] = {
+    "image_size": 32,
+    "scales": [1, 2, 4],
+    "codebook_size": 48,
+    "semantic_codebook_dim": 8,
+    "pixel_codebook_dim": 4,
+    "pixel_channels": 8,
+    "pixel_channel_multipliers": [1, 2],
+    "pixel_num_res_blocks": 1,
+    "pixel_latent_channels": 8,
+    "pixel_patch_size": 4,
+    "norm_num_groups": 4,
+}
+TRANSFORMER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWER = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
+LAST_HIDDEN_STATE = {"semantic_feature_layer": -1}
+NORMALIZED = {"semantic_image_mean": [0.5, 0.4, 0.3], "semantic_image_std": [0.3, 0.4, 0.5]}
+AS_THE_PIXELS = {"semantic_image_mean": None, "semantic_image_std": None}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "clip": {
+        "semantic_config": {"model_type": "clip_vision_model", **TOWER},
+        "semantic_feature_norm": True,
+        **LAST_HIDDEN_STATE,
+        **AS_THE_PIXELS,
+    },
+    "siglip": {
+        "semantic_config": {"model_type": "siglip_vision_model", **TOWER, "num_hidden_layers": 3},
+        "semantic_feature_layer": -2,
+        **NORMALIZED,
+    },
+    "vit": {"semantic_config": {"model_type": "vit", **TOWER}, **LAST_HIDDEN_STATE, **AS_THE_PIXELS},
+    "vitamin": {
+        "image_size": 64,
+        "semantic_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vitamin_small_224",
+            "do_pooling": False,
+            "model_args": {
+                "embed_dim": 16,
+                "depth": 2,
+                "num_heads": 2,
+                "mlp_ratio": 1.5,
+                "pos_embed": "none",
+                "final_norm": False,
+                "embed_cfg": {"stem_width": 8, "embed_dim": [8, 8, 16], "depths": [1, 1, 1]},
+            },
+        },
+        **LAST_HIDDEN_STATE,
+        **NORMALIZED,
+    },
+    "pixel": {"semantic_codebook_dim": 0},
+    "semantic": {"pixel_codebook_dim": 0, "semantic_config": {"model_type": "vit", **TOWER}, **LAST_HIDDEN_STATE},
+}
+ALL_KINDS = [pytest.param(kind, marks=needs_timm) if kind == "vitamin" else kind for kind in KINDS]
+
+
+def tiny_config(kind: str = "clip", **overrides: Any) -> TokenFlowConfig:
+    """A configuration of one of `KINDS`, with fields changed."""
+    decoder = {**TRANSFORMER, "image_size": 4}
+    fields = {**PIXEL_FIELDS, "semantic_decoder_config": decoder, "teacher_hidden_size": 12, **KINDS[kind], **overrides}
+    return TokenFlowConfig.from_fields(fields)
+
+
+def tiny_model(kind: str = "clip", seed: int = 0, **overrides: Any) -> TokenFlowModel:
+    """A model of one of `KINDS` with random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    return TokenFlowModel(tiny_config(kind, **overrides)).eval()
+
+
+def pictures(config: TokenFlowConfig, batch: int = 2, seed: int = 0, size: int | None = None) -> torch.Tensor:
+    """Random pictures (batch, 3, H, H) in [-1, 1], of the configuration's size by default."""
+    size = size or config.image_size
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def teacher_features(config: TokenFlowConfig, batch: int = 2) -> torch.Tensor | None:
+    """Random targets of the semantic decoder, or None where there is none."""
+    if config.semantic_codebook_dim == 0:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.grid_size**2, config.teacher_hidden_size, generator=generator)
