@@ -257,10 +257,18 @@ class TestKindsOfPictures:
             assert pixels_of(processor_class(size=32), np.zeros(shape, dtype=np.uint8)).shape == (1, 3, 32, 32)
 
     @both_backends
-    def test_very_long_picture_costs_little(self, processor_class):
+    @pytest.mark.parametrize("do_pad", [False, True])
+    def test_very_long_picture_costs_little(self, processor_class, do_pad):
         start = time.monotonic()
-        pixels_of(processor_class(), Image.new("RGB", (500_000, 1)))
-        assert time.monotonic() - start < 5
+        pixels = pixels_of(processor_class(size=64, do_pad=do_pad), Image.new("RGB", (2_000_000, 1)))
+        assert pixels.shape == (1, 3, 64, 64) and time.monotonic() - start < 60
+
+    @both_backends
+    def test_long_picture_padded_nearly_as_without_the_detour(self, processor_class):
+        photo = make_photo(2000, 160)
+        processor = processor_class(size=48, do_pad=True)
+        whole = processor.pad_to_square(processor.process_image(photo, True, True), (127, 127, 127))
+        assert np.abs(bytes_of(processor, photo).astype(int) - bytes_of(processor, whole)).max() <= 6
 
     @settings(max_examples=30, deadline=None)
     @given(width=st.integers(1, 90), height=st.integers(1, 90), seed=st.integers(0, 9), halve=st.booleans())

@@ -26,11 +26,15 @@ def only_emoji(rows: Dataset) -> Dataset:
     return rows.filter(lambda styles: [style in EMOJI_STYLES for style in styles], batched=True, input_columns="style")
 
 
+def pictures(rows: Dataset) -> Tensor:
+    """Stacks pictures; returns (N, 64, 64, 3) bytes."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))
+
+
 @torch.no_grad()
 def image_features(model: torch.nn.Module, rows: Dataset) -> Tensor:
     """Embeds pictures; returns (N, 128), normalised."""
-    pictures = torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))
-    batches = pictures.split(256)
+    batches = pictures(rows).split(256)
     return torch.cat([model.encode_image(as_input(batch), normalize=True) for batch in batches])
 
 
@@ -87,6 +91,26 @@ def name_results(model: torch.nn.Module, tokenizer: Any, splits: dict[str, Datas
     }
 
 
+def retrieval_results(features: Tensor, rows: Dataset) -> dict[str, Any]:
+    """Retrieval of the same thing in another style, by name, by base name and among base names alone.
+
+    Args:
+        features: (N, D) features of the rows.
+        rows: N pictures' names and styles.
+    """
+    names, base_names, styles = rows["name"], rows["base_name"], rows["style"]
+    plain = [index for index, (name, base) in enumerate(zip(names, base_names, strict=True)) if name == base]
+    plain_accuracy = cross_style_retrieval_accuracy(
+        features[plain], [names[index] for index in plain], [styles[index] for index in plain]
+    )
+    return {
+        "pictures": len(rows),
+        "same_name": cross_style_retrieval_accuracy(features, names, styles),
+        "same_base_name": cross_style_retrieval_accuracy(features, base_names, styles),
+        "without_skin_tones": {"pictures": len(plain), "same_name": plain_accuracy},
+    }
+
+
 def main(
     teacher: Annotated[Path, typer.Argument()] = Path("hub_cards/tokenflow-tiny-teacher"),
     data: Path = Path("data/tiny"),
@@ -100,22 +124,16 @@ def main(
     splits = {split: only_emoji(rows) for split, rows in load_dataset(str(data)).items()}
     rows, train = splits["heldout_names"], splits["train"]
     features, train_features = image_features(model, rows), image_features(model, train)
-    by_base = [index for index, (n, b) in enumerate(zip(rows["name"], rows["base_name"], strict=True)) if n == b]
-    base_rows = rows.select(by_base)
     results = {
         "zero_shot_heldout_pairs": name_results(model, tokenizer, {k: v for k, v in splits.items() if len(v)}),
-        "cross_style_retrieval_heldout_names": {
-            "pictures": len(rows),
-            "same_name": cross_style_retrieval_accuracy(features, rows["name"], rows["style"]),
-            "same_base_name": cross_style_retrieval_accuracy(features, rows["base_name"], rows["style"]),
-            "without_skin_tones": {
-                "pictures": len(base_rows),
-                "same_name": cross_style_retrieval_accuracy(features[by_base], base_rows["name"], base_rows["style"]),
-            },
-        },
+        "cross_style_retrieval_heldout_names": retrieval_results(features, rows),
+        "cross_style_retrieval_heldout_names_by_raw_pixels": retrieval_results(
+            as_input(pictures(rows)).flatten(1), rows
+        ),
         "category_heldout_names": {
             "neighbours": NEIGHBOURS,
             "categories": len(set(rows["category"])),
+            "largest_category": max(Counter(rows["category"]).values()) / len(rows),
             "accuracy": neighbour_accuracy(features, rows["category"], train_features, train["category"]),
         },
     }

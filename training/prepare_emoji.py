@@ -26,12 +26,21 @@ from PIL import Image
 from training.prepare_photos import IMAGE_SIZE, encode_png, on_white, photo_rows
 from training.prepare_sources import Source, hash_fraction, read_npm
 
-NOTO = Source("emoji-datasource-google", "16.0.0", "emoji-datasource-google-16.0.0.tgz",
-              "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")  # fmt: skip
-TWEMOJI = Source("emoji-datasource-twitter", "16.0.0", "emoji-datasource-twitter-16.0.0.tgz",
-                 "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877")  # fmt: skip
-OPENMOJI = Source("openmoji", "17.0.0", "openmoji-17.0.0.tgz",
-                  "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68")  # fmt: skip
+NOTO = Source(
+    "emoji-datasource-google",
+    "16.0.0",
+    "emoji-datasource-google-16.0.0.tgz",
+    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+)
+TWEMOJI = Source(
+    "emoji-datasource-twitter",
+    "16.0.0",
+    "emoji-datasource-twitter-16.0.0.tgz",
+    "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+)
+OPENMOJI = Source(
+    "openmoji", "17.0.0", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"
+)
 STYLES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
 HELDOUT_NAMES = 0.05
 HELDOUT_PAIRS = 0.15
@@ -215,7 +224,7 @@ def write_readme(rows: list[dict], output: Path) -> None:
         ),
         licences="\n".join(
             f"| {licence} | {package} | {licences[licence, package]} |" for licence, package in sorted(licences)
-        ),  # fmt: skip
+        ),
     )
     (output / "README.md").write_text(text, encoding="utf-8")
 

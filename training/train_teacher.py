@@ -233,11 +233,16 @@ def main(
     torch.set_num_threads(recipe.threads)
     recipe.run.mkdir(parents=True, exist_ok=True)
     splits = load_dataset(str(recipe.data))
-    names = {name for split in splits.values() for name, style in zip(split["name"], split["style"], strict=True)
-             if style in EMOJI_STYLES}  # fmt: skip
+    names = {
+        name
+        for split in splits.values()
+        for name, style in zip(split["name"], split["style"], strict=True)
+        if style in EMOJI_STYLES
+    }
     tokenizer = train_tokenizer(list(names), recipe.vocabulary_size)
-    emoji = splits["train"].filter(lambda styles: [s in EMOJI_STYLES for s in styles], batched=True,
-                                   input_columns="style")  # fmt: skip
+    emoji = splits["train"].filter(
+        lambda styles: [s in EMOJI_STYLES for s in styles], batched=True, input_columns="style"
+    )
     pairs = EmojiPairs(emoji, recipe.names_per_step, recipe.seed)
     training = Training(recipe)
     started, first_step = time.monotonic(), training.next_step
@@ -246,9 +251,12 @@ def main(
             step_names, first, second = pairs.step(step)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             text = tokenizer(
-                step_names, padding="max_length", truncation=True, return_tensors="pt",
+                step_names,
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
                 max_length=recipe.model["text_cfg"]["context_length"],
-            ).input_ids  # fmt: skip
+            ).input_ids
             losses = training.update(step, text, augment(first, generator), augment(second, generator))
             if step % recipe.log_every == 0:
                 seconds = round(time.monotonic() - started, 1)

@@ -1,15 +1,59 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """TokenFlow (arXiv 2412.03069) for the Hugging Face ecosystem. Importing it registers the Auto classes."""
 
-from transformers import AutoConfig, AutoModel
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .configuration_tokenflow import TokenFlowConfig
+from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
+from .image_processing_tokenflow import TokenFlowImageProcessor
 from .modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .quantization_tokenflow import TokenFlowQuantizer
 
+if TYPE_CHECKING:
+    from .trainers import TokenFlowTrainer, TokenFlowTrainingArguments  # noqa: F401
+
 __version__ = "0.1.0"
 
-AutoConfig.register("tokenflow", TokenFlowConfig)
-AutoModel.register(TokenFlowConfig, TokenFlowModel)
+AutoConfig.register("tokenflow", TokenFlowConfig, exist_ok=True)
+AutoModel.register(TokenFlowConfig, TokenFlowModel, exist_ok=True)
+AutoImageProcessor.register(
+    TokenFlowConfig,
+    image_processor_classes={"torchvision": TokenFlowImageProcessor, "pil": TokenFlowImageProcessorPil},
+    exist_ok=True,
+)
 
-__all__ = ["TokenFlowConfig", "TokenFlowModel", "TokenFlowOutput", "TokenFlowQuantizer"]
+# `save_pretrained` of these writes their modules and an `auto_map`, so that the folder works without this package.
+TokenFlowConfig.register_for_auto_class()
+TokenFlowModel.register_for_auto_class("AutoModel")
+TokenFlowImageProcessor.register_for_auto_class()
+TokenFlowImageProcessorPil.register_for_auto_class()
+
+# Found by `__getattr__`: what they import is not needed to load a model. Not in `__all__`, so that `import *` works.
+TRAINING_NAMES = ("TokenFlowTrainer", "TokenFlowTrainingArguments")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in TRAINING_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import trainers
+    except ImportError as error:
+        install = "pip install 'transformers-tokenflow[train]'"
+        raise ImportError(f"{name} needs the extra `train` ({install}): {error}") from error
+    return getattr(trainers, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *TRAINING_NAMES})
+
+
+__all__ = [
+    "TokenFlowConfig",
+    "TokenFlowImageProcessor",
+    "TokenFlowImageProcessorPil",
+    "TokenFlowModel",
+    "TokenFlowOutput",
+    "TokenFlowQuantizer",
+]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -75,13 +76,13 @@ def load_official_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: the file is no checkpoint of tensors, or would need code to be run to be read.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # Training scripts store their arguments beside the weights: a Namespace, which holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             container = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} can't be read as a checkpoint of plain tensors: {error}") from error
     for key in CONTAINER_KEYS:
         if isinstance(container, dict) and isinstance(container.get(key), dict):
@@ -317,8 +318,9 @@ def _arrange(name: str, key: str, tensors: list[torch.Tensor], shape: torch.Size
     if name.endswith(".k_proj.bias") and key.endswith(".q_bias"):
         return torch.zeros_like(tensors[0])
     if (match := re.search(r"\.([qkv])_proj\.", name)) and (".in_proj_" in key or key.endswith(".qkv.weight")):
-        return tensors[0].chunk(3)["qkv".index(match[1])].clone()
-    return tensors[0]
+        tensors = [tensors[0].chunk(3)["qkv".index(match[1])]]
+    # A copy: training the model must not change the caller's tensors, nor need the file that they are mapped from.
+    return tensors[0].clone()
 
 
 def convert_state_dict(state_dict: StateDict, config: TokenFlowConfig) -> dict[str, torch.Tensor]:

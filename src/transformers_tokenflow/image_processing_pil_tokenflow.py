@@ -190,6 +190,7 @@ class TokenFlowImageProcessorMixin(BaseImageProcessor):
         """
         crop_size = (crop_size or _square_or_none(size)) if do_center_crop else None
         if do_pad:
+            image = self._shorten(image, size, resample, white) if do_resize else image
             image = self.pad_to_square(image, background_color, white)
         if do_resize:
             if crop_size is not None and size.shortest_edge:
@@ -216,6 +217,15 @@ class TokenFlowImageProcessorMixin(BaseImageProcessor):
         top, left = (side - height) // 2, (side - width) // 2
         square[..., top : top + height, left : left + width] = image
         return square
+
+    def _shorten(self, image: Any, size: SizeDict, resample: "PILImageResampling | int", white: float) -> Any:
+        """Shrink a very long picture, such as a scrolled page, before the square around it takes gigabytes."""
+        height, width = image.shape[-2:]
+        longest = 16 * max(side for _, side in size)
+        if max(height, width) <= max(longest, 8 * min(height, width)):
+            return image
+        height, width = (max(round(side * longest / max(height, width)), 1) for side in (height, width))
+        return self.resize(image, SizeDict(height=height, width=width), resample, white=white)
 
     def _trim(self, image: Any, longest_ratio: float) -> Any:
         """Drop the far ends of a very long picture, which the crop drops anyway but resizing would make huge."""

@@ -2,7 +2,6 @@
 """The semantic half of TokenFlow: an encoder that starts as its teacher, and a decoder back to the teacher's space."""
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def interpolate_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
     Returns:
         (1, [1 +] grid², width)
     """
-    old_grid = math.isqrt(positions.shape[1])
+    old_grid = square_root(positions.shape[1])
     if old_grid == grid:
         return positions
     num_prefix = positions.shape[1] - old_grid * old_grid
@@ -140,6 +139,8 @@ class TokenFlowSemanticEncoder(nn.Module):
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch features before the projection: (B, 3, H, H) in [-1, 1] -> (B, grid², width)."""
         pixel_values = self._normalize(pixel_values)
+        if hasattr(self.model, "timm_model"):  # not through its wrapper, which asks an offloaded model for its device
+            return drop_prefix_tokens(self.model.timm_model.forward_features(pixel_values))
         if not self.is_layered:
             kwargs = {"interpolate_pos_encoding": True} if self.interpolates else {}
             return drop_prefix_tokens(self.model(pixel_values, **kwargs).last_hidden_state)
@@ -201,13 +202,18 @@ def hidden_size(model: PreTrainedModel) -> int:
     return model.config.hidden_size
 
 
+def square_root(number: int) -> int:
+    """Rounded down. `math.isqrt` takes no symbolic sizes, which compilation has for a second resolution."""
+    return int(number**0.5)
+
+
 def drop_prefix_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """Keep the square grid of patch tokens: (B, prefix + grid², D) -> (B, grid², D)."""
-    num_patches = math.isqrt(tokens.shape[1]) ** 2
+    num_patches = square_root(tokens.shape[1]) ** 2
     return tokens[:, tokens.shape[1] - num_patches :]
 
 
 def tokens_to_map(tokens: torch.Tensor) -> torch.Tensor:
     """(B, grid², D) -> (B, D, grid, grid)"""
-    grid = math.isqrt(tokens.shape[1])
+    grid = square_root(tokens.shape[1])
     return tokens.transpose(1, 2).unflatten(2, (grid, grid))

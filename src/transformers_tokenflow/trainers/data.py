@@ -3,6 +3,7 @@
 
 import math
 import random
+from collections import defaultdict
 from typing import Any
 
 import datasets
@@ -98,7 +99,7 @@ def load_pictures(
     streaming: bool = False,
     seed: int = 0,
     column: str = "image",
-    keep: dict[str, list] | None = None,
+    limits: dict[str, dict[str, int]] | None = None,
     shuffle_buffer: int = 1000,
     **kwargs: Any,
 ) -> PictureDataset | datasets.IterableDataset:
@@ -112,7 +113,8 @@ def load_pictures(
         streaming: read while training, without a copy on disk.
         seed: of shuffling and augmentation.
         column: that holds the pictures.
-        keep: column to values: only such rows are kept (not when streaming).
+        limits: column to values to how many such rows are kept, drawn with the seed (not when streaming); 0 leaves
+            them out, values that are not named keep all.
         shuffle_buffer: pictures among which a stream is shuffled.
         kwargs: of `load_dataset`, such as `data_dir` or `data_files`.
 
@@ -124,9 +126,20 @@ def load_pictures(
         raise ValueError(f"{path} has no column {column!r}; its columns are {dataset.column_names}")
     if streaming:
         return stream_pictures(dataset.shuffle(seed=seed, buffer_size=shuffle_buffer), transform, seed, column)
-    for name, values in (keep or {}).items():
-        chosen = [index for index, value in enumerate(dataset[name]) if value in set(values)]
-        dataset = dataset.select(chosen)
+    for name, counts in (limits or {}).items():
+        dataset = limit_rows(dataset, name, counts, seed)
     if len(dataset) == 0:
-        raise ValueError(f"no pictures are left of {path}, split {split!r}, with {keep}")
+        raise ValueError(f"no pictures are left of {path}, split {split!r}, with limits {limits}")
     return PictureDataset(dataset, transform, seed, column)
+
+
+def limit_rows(dataset: datasets.Dataset, column: str, counts: dict[str, int], seed: int) -> datasets.Dataset:
+    """At most `counts[value]` rows for each value of a column, in their order, drawn with the seed."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for index, value in enumerate(dataset[column]):
+        rows[value].append(index)
+    kept = []
+    for value, indices in rows.items():
+        count = min(counts.get(value, len(indices)), len(indices))
+        kept += random.Random(f"{seed}-{value}").sample(indices, count)
+    return dataset.select(sorted(kept))

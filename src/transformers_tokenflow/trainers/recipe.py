@@ -93,7 +93,7 @@ def make_trainer(recipe: dict[str, Any]) -> TokenFlowTrainer:
         teacher=teacher,
         train_dataset=load_pictures(transform=transform, seed=args.seed, **data),
         eval_dataset=evaluation or None,
-        processing_class=TokenFlowImageProcessor(size={"height": size, "width": size}),
+        processing_class=TokenFlowImageProcessor(size={"shortest_edge": size}, do_halve=True),
     )
 
 

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .codebook import initialize_codebook, restart_unused_entries
+from .data import PictureDataset
 from .discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from .losses import make_perceptual_loss
 from .teachers import Teacher
@@ -94,6 +95,11 @@ class _StepCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0 and args.codebook_initialization == "kmeans":
             self.trainer.initialize_codebook()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
+        if isinstance(self.trainer.train_dataset, PictureDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.after_optimizer_step()

@@ -1,0 +1,85 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Sends pictures through the small tokenizer and draws what comes back: python demo/demo.py [PICTURES...]"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from transformers_tokenflow import TokenFlowConfig
+from transformers_tokenflow.commands import CommandError
+from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
+from transformers_tokenflow.commands.reconstruction import Reconstruction, reconstruct_pictures
+from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
+
+DEMO = Path(__file__).resolve().parent
+PICTURES = DEMO / "pictures"
+SHEET = DEMO.parent / "outputs" / "demo" / "contact-sheet.png"
+
+
+def reconstruct_all(sources: list[Path], tokenizer: Tokenizer) -> tuple[list[Reconstruction], dict[str, str]]:
+    """The reconstructions of all pictures, and why others could not be read."""
+    reconstructions: list[Reconstruction] = []
+    failures: dict[str, str] = {}
+    for batch, unreadable, _ in reconstruct_pictures(sources, tokenizer, batch_size=8):
+        reconstructions += batch
+        failures.update(unreadable)
+    return reconstructions, failures
+
+
+def psnr_table(reconstructions: list[Reconstruction], scales: list[int]) -> Table:
+    """PSNR of every picture for every prefix of scales."""
+    table = Table("PSNR (dB) after scale", *(f"{scale}×{scale}" for scale in scales))
+    for reconstruction in reconstructions:
+        name = Path(reconstruction.path).name.replace("[", r"\[")
+        table.add_row(name, *(f"{value:.1f}" for value in reconstruction.psnrs))
+    means = [sum(values) / len(values) for values in zip(*(item.psnrs for item in reconstructions), strict=True)]
+    table.add_section()
+    table.add_row("mean", *(f"{value:.1f}" for value in means))
+    return table
+
+
+def size_line(count: int, config: TokenFlowConfig) -> str:
+    """How much smaller the tokens are than the pixels."""
+    tokens, bits = config.num_image_tokens, (config.codebook_size - 1).bit_length()
+    return (
+        f"{count} pictures of {config.image_size}×{config.image_size} pixels, {tokens} tokens of {bits} bits each: "
+        f"{tokens * bits / 8:.0f} bytes a picture in place of {3 * config.image_size**2}"
+    )
+
+
+def main(
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Pictures of your own, or folders of them.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub repository of a tokenizer.")] = None,
+    output: Annotated[Path, typer.Option(help="The contact sheet.")] = SHEET,
+) -> None:
+    """Reconstruct the demo's pictures, and any given ones, and draw them on one contact sheet."""
+    console = Console(highlight=False)
+    started = time.perf_counter()
+    try:
+        tokenizer = load_tokenizer(model)
+        loaded = time.perf_counter()
+        reconstructions, failures = reconstruct_all([PICTURES, *(pictures or ())], tokenizer)
+    except CommandError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    finished = time.perf_counter()
+    config = tokenizer.model.config
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet(reconstructions, config.scales).save(output)
+    console.print(psnr_table(reconstructions, config.scales))
+    lines = [
+        *(f"warning: {path} could not be read: {reason}" for path, reason in failures.items()),
+        size_line(len(reconstructions), config),
+        f"{loaded - started:.1f} s to load the model, {finished - loaded:.1f} s to encode and to decode every prefix",
+        f"contact sheet: {output}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

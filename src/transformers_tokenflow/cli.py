@@ -1,0 +1,294 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""The command line. Everything slow is imported when a command runs: the help comes without torch."""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError as error:
+    raise ImportError(f"the command line needs `pip install 'transformers-tokenflow[cli]'`: {error}") from error
+
+app = typer.Typer(
+    help="Turn pictures into TokenFlow tokens and back, convert and train the tokenizer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)
+
+
+class Dtype(str, Enum):
+    """What the weights are loaded in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Pictures = Annotated[list[Path], typer.Argument(help="Picture files, and folders of them.", exists=True)]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub repository of the tokenizer; by default the checkout's tokenflow-tiny."),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ..., or auto.")]
+LoadingDtype = Annotated[Dtype, typer.Option(help="What to compute in.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures that go through the model at a time.")]
+
+
+def reports_mistakes(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end with one line, in place of a traceback, for what its user can put right."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        from transformers_tokenflow.commands import CommandError, one_line
+
+        try:
+            command(*args, **kwargs)
+        except CommandError as error:
+            fail(str(error))
+        except OSError as error:
+            fail(one_line(error))
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            fail("the device has too little memory: try smaller batches, or bfloat16")
+
+    return wrapper
+
+
+def fail(message: str, code: int = 1) -> None:
+    """End the program with a message."""
+    say(f"error: {message}")
+    raise typer.Exit(code)
+
+
+def say(message: str, target: Console = error_console) -> None:
+    """Print a line as it is: paths may hold what rich takes for markup."""
+    target.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, and nothing elsewhere; gives the function that moves it to (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console, disable=not error_console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def report_failures(failures: dict[str, str]) -> None:
+    """List the pictures that could not be read."""
+    if failures:
+        say(f"warning: {len(failures)} could not be read and were left out:")
+    for path, reason in failures.items():
+        say(f"  {path}: {reason}")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the versions that matter, and end."""
+    if wanted:
+        for name in ("transformers-tokenflow", "transformers", "torch"):
+            say(f"{name} {installed_version(name)}", console)
+        raise typer.Exit
+
+
+def installed_version(name: str) -> str:
+    """The version of a distribution; this package's own is known without being installed, too."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name != "transformers-tokenflow":
+            return "not installed"
+        from transformers_tokenflow import __version__
+
+        return __version__
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Turn pictures into TokenFlow tokens and back, convert and train the tokenizer."""
+
+
+@app.command()
+@reports_mistakes
+def reconstruct(
+    pictures: Pictures,
+    model: Model = None,
+    output: Annotated[Path, typer.Option(help="Folder for the reconstructions.")] = Path("reconstructions"),
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also draw originals and what each prefix of scales gives on this picture.")
+    ] = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 16,
+) -> None:
+    """Send pictures through the tokenizer, and save what comes back as PNGs."""
+    from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
+    from transformers_tokenflow.commands.pictures import FileNames
+    from transformers_tokenflow.commands.reconstruction import reconstruct_pictures
+    from transformers_tokenflow.commands.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(model, device, dtype.value)
+    output.mkdir(parents=True, exist_ok=True)
+    names = FileNames(output)
+    psnrs: dict[str, float] = {}
+    shown, failures = [], {}
+    with progress_bar("reconstructing") as advance:
+        for reconstructions, unreadable, total in reconstruct_pictures(pictures, tokenizer, batch_size):
+            for reconstruction in reconstructions:
+                reconstruction.prefixes[-1].save(names.path_for(reconstruction.path))
+                psnrs[reconstruction.path] = reconstruction.psnrs[-1]
+                if sheet is not None:
+                    shown.append(reconstruction)
+            failures.update(unreadable)
+            advance(len(psnrs) + len(failures), total)
+    report_failures(failures)
+    if not psnrs:
+        fail("no picture could be reconstructed")
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        draw_contact_sheet(shown, tokenizer.model.config.scales).save(sheet)
+    console.print(psnr_table(psnrs))
+    say(f"{len(psnrs)} reconstructions are in {output}", console)
+
+
+def psnr_table(psnrs: dict[str, float]) -> Table:
+    """Pictures and how near their reconstructions come to them."""
+    table = Table("picture", show_footer=True)
+    table.columns[0].footer, table.columns[0].overflow = "mean", "fold"
+    table.add_column("PSNR (dB)", f"{sum(psnrs.values()) / len(psnrs):.2f}", justify="right")
+    for path, value in psnrs.items():
+        table.add_row(path.replace("[", r"\["), f"{value:.2f}")
+    return table
+
+
+@app.command()
+@reports_mistakes
+def encode(
+    pictures: Pictures,
+    codes: Annotated[Path, typer.Argument(metavar="CODES.PARQUET", help="Parquet file to write.", dir_okay=False)],
+    model: Model = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 16,
+) -> None:
+    """
+    Turn pictures into tokens: a parquet file with the columns path, codes, height and width.
+
+    What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
+    command goes on from there. Pictures that can't be read are listed and left out.
+    """
+    from transformers_tokenflow.commands.encoding import encode_pictures
+    from transformers_tokenflow.commands.tokenizers import load_tokenizer
+
+    if codes.suffix != ".parquet":
+        raise typer.BadParameter(f"the last argument is the file to write, and ends in .parquet; got {codes}")
+    tokenizer = load_tokenizer(model, device, dtype.value)
+    with progress_bar("encoding") as advance:
+        report = encode_pictures(pictures, codes, tokenizer, batch_size, advance)
+    report_failures(report.failures)
+    if not report.encoded + report.done_before:
+        fail("no picture could be encoded")
+    tokens = tokenizer.model.config.num_image_tokens
+    before = f", and had {report.done_before} before" if report.done_before else ""
+    say(f"{codes} got {report.encoded} pictures of {tokens} tokens{before}", console)
+
+
+@app.command()
+@reports_mistakes
+def decode(
+    codes: Annotated[
+        Path, typer.Argument(metavar="CODES.PARQUET", help="Parquet file to read.", exists=True, dir_okay=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="Folder for the pictures.", file_okay=False)],
+    model: Model = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 16,
+) -> None:
+    """Turn tokens back into pictures: PNGs that are named like the pictures they come from."""
+    from transformers_tokenflow.commands.encoding import decode_pictures
+    from transformers_tokenflow.commands.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(model, device, dtype.value)
+    with progress_bar("decoding") as advance:
+        count = decode_pictures(codes, folder, tokenizer, batch_size, advance)
+    say(f"{count} pictures are in {folder}", console)
+
+
+@app.command()
+@reports_mistakes
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Official .pt file, or safetensors with its keys.", exists=True, dir_okay=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="Folder for the model.", file_okay=False)],
+    dtype: Annotated[Dtype, typer.Option(help="What to save the weights in; codebooks stay float32.")] = Dtype.FLOAT32,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration that shapes don't show."),
+    ] = None,
+) -> None:
+    """
+    Convert an official checkpoint to a folder with model, image processor and code.
+
+    The variant is read off the tensors. A checkpoint of other than the released sizes may need help, such as
+    --set semantic_config.num_attention_heads=16.
+    """
+    from transformers_tokenflow.commands.conversion import convert_checkpoint
+
+    model = convert_checkpoint(checkpoint, folder, dtype.value, settings or ())
+    config = model.config
+    say(
+        f"{folder} holds a tokenizer of {config.image_size}-pixel pictures with a {config.semantic_config.model_type}: "
+        f"{config.num_image_tokens} tokens of {config.codebook_size}, {model.num_parameters() / 1e6:.1f} M parameters",
+        console,
+    )
+
+
+@app.command()
+@reports_mistakes
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.YAML", help="What to train on what.", exists=True, dir_okay=False)
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.max_steps=20; repeatable."),
+    ] = None,
+) -> None:
+    """
+    Train a tokenizer, from the last checkpoint in its output folder if there is one.
+
+    On several devices: accelerate launch -m transformers_tokenflow.cli train RECIPE.YAML
+    """
+    from transformers_tokenflow.commands.training import train_recipe
+
+    trainer = train_recipe(recipe, settings or ())
+    if trainer.is_world_process_zero():
+        say(f"the model is in {trainer.args.output_dir}", console)
+
+
+def run() -> None:
+    """Run the command line under its own name, however it was started."""
+    app(prog_name="tokenflow")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,11 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""What the command line's commands do, as functions. They need the extra `cli`."""
+
+
+class CommandError(Exception):
+    """Something that the user can put right: the command line shows its message and no traceback."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

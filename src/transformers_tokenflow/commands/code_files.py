@@ -1,0 +1,173 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Parquet files of codes: written so that nothing finished gets lost, and read with every row checked."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from . import CommandError, one_line
+
+COLUMNS = pa.schema(
+    [("path", pa.string()), ("codes", pa.list_(pa.int32())), ("height", pa.int32()), ("width", pa.int32())]
+)
+METADATA_KEY = b"tokenflow"
+ROWS_PER_GROUP = 4096
+# Says where the model was found, not what it is.
+NAMES = {"model", "revision"}
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end: that is always whole, old or new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_description(file: pq.ParquetFile) -> dict[str, Any] | None:
+    """What a file of codes says about the tokenizer they come from."""
+    metadata = file.schema_arrow.metadata or {}
+    return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+
+
+class CodeWriter:
+    """
+    Writes rows to numbered parts beside the output, and joins them into it at the end.
+
+    A part is either whole or not there, and parts go only after the output has taken them in. So whenever a run is
+    killed, the next one finds what was flushed and goes on from there. One process at a time can write an output.
+
+    Args:
+        output: the parquet file; if it exists, it is added to.
+        description: of the tokenizer, kept as metadata. It must be that of what has been written before.
+
+    Raises:
+        CommandError: another process writes the output, or it can't be added to.
+    """
+
+    def __init__(self, output: Path, description: dict[str, Any]):
+        self.output = output
+        self.description = description
+        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / "lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise CommandError(f"another process is writing {output}") from error
+        self.rows: list[dict[str, Any]] = []
+        try:
+            self.done = {path for file in self._files() for path in self._paths(file)}
+        except CommandError:
+            self.close()
+            raise
+
+    def _files(self) -> list[Path]:
+        """The output of an earlier run, if there is one, and the parts in the order of their numbers."""
+        return [self.output] * self.output.exists() + sorted(self.folder.glob("part-*.parquet"))
+
+    def _paths(self, path: Path) -> list[str]:
+        """The pictures of a file, after a check that it holds the same sort of codes."""
+        file = open_codes(path)
+        found = read_description(file) or {}
+        differing = [
+            f"{name} ({found.get(name)} there, {value} now)"
+            for name, value in self.description.items()
+            if name not in NAMES and found.get(name) != value
+        ]
+        if differing or file.schema_arrow.names != COLUMNS.names:
+            what = ", ".join(differing) or "its columns"
+            raise CommandError(f"{path} can't be added to: {what} differ. Remove it or write elsewhere.")
+        return file.read(columns=["path"])["path"].to_pylist()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Keep rows, with a value for each of `COLUMNS`, until the next flush."""
+        self.rows.extend(rows)
+
+    def flush(self) -> int:
+        """Write what has been added since as a part, and return the number of rows."""
+        if not self.rows:
+            return 0
+        numbers = [int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")]
+        part = self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
+        with written_atomically(part) as temporary:
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=self._schema()), temporary)
+        count = len(self.rows)
+        self.done.update(row["path"] for row in self.rows)
+        self.rows = []
+        return count
+
+    def finish(self) -> None:
+        """Join all parts into the output, every picture once, and remove them."""
+        self.flush()
+        if any(self.folder.glob("part-*.parquet")):
+            self._join()
+        self.lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Flush, and leave the parts, if there are any, where they are."""
+        self.flush()
+        self.lock.release()
+        if not any(self.folder.glob("part-*.parquet")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _schema(self) -> pa.Schema:
+        return COLUMNS.with_metadata({METADATA_KEY: json.dumps(self.description)})
+
+    def _join(self) -> None:
+        with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self._schema()) as writer:
+            group: list[pa.RecordBatch] = []
+            for batch in self._distinct_rows():
+                group.append(batch)
+                if sum(len(part) for part in group) >= ROWS_PER_GROUP:
+                    writer.write_table(pa.Table.from_batches(group).cast(self._schema()))
+                    group = []
+            if group:
+                writer.write_table(pa.Table.from_batches(group).cast(self._schema()))
+
+    def _distinct_rows(self) -> Iterator[pa.RecordBatch]:
+        """All rows in order; a run killed between joining and the removal of its parts left some of them twice."""
+        seen: set[str] = set()
+        for path in self._files():
+            for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_GROUP):
+                is_new = []
+                for name in batch["path"].to_pylist():
+                    is_new.append(name not in seen)
+                    seen.add(name)
+                yield batch.filter(pa.array(is_new))
+
+
+def open_codes(path: Path) -> pq.ParquetFile:
+    """
+    Open a parquet file that has a column of codes.
+
+    Raises:
+        CommandError: it is no parquet file, or has no lists of integers called `codes`.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
+    schema = file.schema_arrow
+    kind = schema.field("codes").type if "codes" in schema.names else None
+    is_list = kind is not None and (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+    if not is_list or not pa.types.is_integer(kind.value_type):
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise CommandError(f"{path} needs a column `codes` of lists of integers; it has {columns}")
+    return file

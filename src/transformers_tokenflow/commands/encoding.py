@@ -1,0 +1,183 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Pictures to a parquet file of codes, and back."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from ..quantization_tokenflow import prefix_lengths
+from . import CommandError
+from .code_files import CodeWriter, open_codes, read_description
+from .pictures import FileNames, PictureBatch, find_pictures, path_text, read_batches
+from .tokenizers import Tokenizer
+
+# What a killed run loses at most. Longer saves nothing worth it: a part is written in milliseconds.
+SECONDS_BETWEEN_PARTS = 5.0
+ROWS_PER_PART = 4096
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass
+class EncodingReport:
+    """How many pictures a run encoded, how many it found done, and which it could not read."""
+
+    encoded: int = 0
+    done_before: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a file of codes says about the tokenizer they come from."""
+    config = tokenizer.model.config
+    return {
+        "model": tokenizer.name,
+        "revision": getattr(config, "_commit_hash", None),
+        "codebook": tokenizer.codebook_hash(),
+        "codebook_size": config.codebook_size,
+        "scales": config.scales,
+        "image_size": config.image_size,
+        "dtype": str(tokenizer.model.dtype).removeprefix("torch."),
+        "preprocessing": tokenizer.preprocessing(),
+    }
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """What is told of progress when nobody listens."""
+
+
+def encode_pictures(
+    sources: list[Path], output: Path, tokenizer: Tokenizer, batch_size: int, advance: Advance = ignore_progress
+) -> EncodingReport:
+    """
+    Encode pictures to a parquet file with the columns path, codes, height and width.
+
+    Pictures that the file, or an interrupted run's parts beside it, already has are not encoded again. Pictures that
+    can't be read are left out and reported.
+
+    Args:
+        sources: picture files and folders of them.
+        output: the parquet file.
+        tokenizer: see `load_tokenizer`.
+        batch_size: pictures that go through the model at a time.
+        advance: is told how many pictures are dealt with (written, or found unreadable), of how many.
+
+    Raises:
+        CommandError: there are no pictures, the output holds codes of another tokenizer, or the model refuses.
+    """
+    paths = find_pictures(sources)
+    if not paths:
+        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
+    writer = CodeWriter(output, describe(tokenizer))
+    report = EncodingReport()
+    try:
+        remaining = [path for path in paths if path_text(path) not in writer.done]
+        report.done_before = len(paths) - len(remaining)
+        last_flush = time.monotonic()
+        for batch in read_batches(remaining, tokenizer.processor, batch_size):
+            report.failures.update(batch.failures)
+            writer.add(encode_batch(batch, tokenizer))
+            if len(writer.rows) >= ROWS_PER_PART or time.monotonic() - last_flush >= SECONDS_BETWEEN_PARTS:
+                report.encoded += writer.flush()
+                last_flush = time.monotonic()
+                advance(report.done_before + report.encoded + len(report.failures), len(paths))
+        report.encoded += writer.flush()
+        advance(len(paths), len(paths))
+    except BaseException:
+        writer.close()
+        raise
+    writer.finish()
+    return report
+
+
+@torch.inference_mode()
+def encode_batch(batch: PictureBatch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The rows of a batch."""
+    if not batch.pictures:
+        return []
+    try:
+        codes = tokenizer.model.encode(batch.pixel_values().to(tokenizer.device)).codes
+    except ValueError as error:  # the image processor's settings don't fit the model
+        raise CommandError(f"{tokenizer.name} can't encode its own image processor's pictures: {error}") from error
+    return [
+        {"path": picture.path, "codes": row, "height": picture.height, "width": picture.width}
+        for picture, row in zip(batch.pictures, codes.tolist(), strict=True)
+    ]
+
+
+def decode_pictures(
+    source: Path, folder: Path, tokenizer: Tokenizer, batch_size: int, advance: Advance = ignore_progress
+) -> int:
+    """
+    Decode every row of a parquet file of codes to a PNG with its picture's name.
+
+    Args:
+        source: a file written by `encode_pictures`, or any with a column `codes` of lists of integers: all scales or
+            whole coarse ones alone.
+        folder: is made if need be.
+        tokenizer: the one that the codes come from.
+        batch_size: pictures that go through the model at a time.
+        advance: is told how many pictures are written, of how many.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        CommandError: the file holds no codes, or not of this tokenizer.
+    """
+    file = open_codes(source)
+    check_codebook(source, file, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = FileNames(folder)
+    total, done = file.metadata.num_rows, 0
+    for rows in read_rows(source, file, tokenizer, batch_size):
+        codes = torch.tensor([row["codes"] for row in rows], device=tokenizer.device)
+        with torch.inference_mode():
+            pixel_values = tokenizer.model.decode(codes).pixel_values
+        for row, picture in zip(rows, tokenizer.processor.postprocess(pixel_values), strict=True):
+            picture.save(names.path_for(row["path"]))
+        done += len(rows)
+        advance(done, total)
+    return done
+
+
+def check_codebook(source: Path, file: pq.ParquetFile, tokenizer: Tokenizer) -> None:
+    """Raise a CommandError for codes that say they come from another tokenizer."""
+    description = read_description(file)
+    if description is not None and description.get("codebook") != tokenizer.codebook_hash():
+        raise CommandError(
+            f"the codes in {source} come from {description.get('model')} (codebook {description.get('codebook')}), "
+            f"not from {tokenizer.name} (codebook {tokenizer.codebook_hash()}): pass theirs with --model"
+        )
+
+
+def read_rows(
+    source: Path, file: pq.ParquetFile, tokenizer: Tokenizer, batch_size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows in batches of one length, each with `codes` that the tokenizer can decode and a `path`."""
+    lengths = prefix_lengths(tokenizer.model.config.scales)
+    size = tokenizer.model.config.codebook_size
+    columns = [name for name in ("path", "codes") if name in file.schema_arrow.names]
+    number = 0
+    for batch in file.iter_batches(batch_size, columns=columns):
+        rows = []
+        for row in batch.to_pylist():
+            name = f"row {number} of {source}"
+            codes = row["codes"] or []
+            if len(codes) not in lengths:
+                raise CommandError(f"{name} has {len(codes)} codes; {tokenizer.name} decodes {_list(lengths)}")
+            if None in codes or not 0 <= min(codes) <= max(codes) < size:
+                raise CommandError(f"{name} has codes outside [0, {size}), which {tokenizer.name} does not know")
+            rows.append({"codes": codes, "path": row.get("path") or f"{number:06d}"})
+            number += 1
+        yield from (list(group) for _, group in groupby(rows, key=lambda row: len(row["codes"])))
+
+
+def _list(numbers: list[int]) -> str:
+    return " or ".join([", ".join(map(str, numbers[:-1])), str(numbers[-1])]) if len(numbers) > 1 else str(numbers[0])

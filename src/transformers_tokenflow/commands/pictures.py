@@ -1,0 +1,127 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Finds, reads and names picture files. A file that can't be read is reported, and the others go on."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin
+from ..image_reading_tokenflow import open_picture, turn_upright
+from . import one_line
+
+READING_THREADS = 4
+BATCHES_AHEAD = 2
+
+
+@dataclass
+class Picture:
+    """A picture as the model takes it: `pixel_values` (3, H, H), beside the size of its file's upright picture."""
+
+    path: str
+    height: int
+    width: int
+    pixel_values: torch.Tensor
+
+
+@dataclass
+class PictureBatch:
+    """Pictures that could be read, and why others could not."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def pixel_values(self) -> torch.Tensor:
+        """(B, 3, H, H)"""
+        return torch.stack([picture.pixel_values for picture in self.pictures])
+
+
+def path_text(path: Path) -> str:
+    """A path with forward slashes; bytes in its name that are no UTF-8 are written as `\\xff`."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+def find_pictures(sources: Iterable[Path]) -> list[Path]:
+    """
+    The picture files among files and folders, without repetition.
+
+    Files are taken as they are. Folders are searched to the bottom, in order of names, for what ends like a picture;
+    hidden files and links to other folders are left out.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        found.update(dict.fromkeys(_search_folder(source) if source.is_dir() else [source]))
+    return list(found)
+
+
+def _search_folder(folder: Path) -> Iterator[Path]:
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        paths = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        yield from (path for path in paths if path.suffix.lower() in suffixes and path.is_file())
+
+
+def read_picture(path: Path, processor: TokenFlowImageProcessorMixin) -> Picture:
+    """Read one picture; whatever a damaged file makes PIL raise comes through."""
+    image = open_picture(path)
+    width, height = turn_upright(image).size
+    return Picture(path_text(path), height, width, processor(images=image, return_tensors="pt").pixel_values[0])
+
+
+def read_batches(paths: list[Path], processor: TokenFlowImageProcessorMixin, batch_size: int) -> Iterator[PictureBatch]:
+    """Read pictures in batches of up to `batch_size`, in threads and ahead of the one who takes them."""
+    pool = ThreadPoolExecutor(READING_THREADS)
+    pending: deque[list[tuple[Path, Future[Picture]]]] = deque()
+    try:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            pending.append([(path, pool.submit(read_picture, path, processor)) for path in batch])
+            if len(pending) > BATCHES_AHEAD:
+                yield _collect(pending.popleft())
+        while pending:
+            yield _collect(pending.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collect(futures: list[tuple[Path, "Future[Picture]"]]) -> PictureBatch:
+    batch = PictureBatch()
+    for path, future in futures:
+        try:
+            batch.pictures.append(future.result())
+        except UnidentifiedImageError:
+            batch.failures[path_text(path)] = "no picture, or in a format that PIL does not know"
+        except Exception as error:  # PIL's readers raise errors of every kind
+            batch.failures[path_text(path)] = one_line(error)
+    return batch
+
+
+class FileNames:
+    """Gives every picture the name `<stem of its path>.png` in one folder, numbered where it was given before."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.taken: set[str] = set()
+
+    def path_for(self, source: str) -> Path:
+        """Where to write the picture of a source; nothing in a source's name leads out of the folder."""
+        stem = safe_stem(source)
+        name, number = stem, 1
+        while name.casefold() in self.taken:  # file systems may not tell capitals from small letters
+            number += 1
+            name = f"{stem}-{number}"
+        self.taken.add(name.casefold())
+        return self.folder / f"{name}.png"
+
+
+def safe_stem(source: str) -> str:
+    """The last part of a path of any system, without its suffix and what a file's name can't hold."""
+    stem = PureWindowsPath(source).stem  # splits at both slashes
+    stem = "".join(letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "_" for letter in stem)
+    return stem.encode()[:200].decode(errors="ignore") if stem.strip(". ") else "picture"

@@ -1,0 +1,54 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Settings of the command line: `--set section.name=value`."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from . import CommandError, one_line
+
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def read_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """
+    Read `key=value` pairs, the keys dotted and the values in YAML's notation.
+
+    Raises:
+        CommandError: a setting has no `=`, or a value can't be read.
+    """
+    values = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not (separator and all(key.split("."))):
+            raise CommandError(f"--set takes key=value, the key's parts joined by dots; got {setting!r}")
+        values[key] = read_value(text)
+    return values
+
+
+def read_value(text: str) -> Any:
+    """A number, text, list, ... in YAML's notation, but 1e-3 is a number though YAML misses the point in it."""
+    if SCIENTIFIC.fullmatch(text):
+        return float(text)
+    try:
+        import yaml
+    except ImportError as error:
+        raise CommandError(f"--set needs `pip install pyyaml`: {one_line(error)}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CommandError(f"the value {text!r} of --set can't be read: {one_line(error)}") from error
+
+
+def nest(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys to dictionaries in dictionaries."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, name = key.split(".")
+        section = nested
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise CommandError(f"--set {key}: {parent} has been set to {section!r}")
+        section[name] = value
+    return nested

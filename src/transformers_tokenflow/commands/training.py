@@ -1,0 +1,53 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Runs a recipe, with settings of the command line on top of the file's."""
+
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import CommandError, one_line
+from .settings import read_settings
+
+if TYPE_CHECKING:
+    from ..trainers import TokenFlowTrainer
+
+
+def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer":
+    """
+    Train what a recipe describes.
+
+    Args:
+        path: the YAML file.
+        settings: changes to it, such as `"training.max_steps=20"`.
+
+    Raises:
+        CommandError: something that training takes is not installed, or the recipe can't be followed.
+    """
+    try:
+        from ..trainers import recipe as recipes
+    except ImportError as error:
+        install = "pip install 'transformers-tokenflow[train]'"
+        raise CommandError(f"training needs the extra `train` ({install}): {one_line(error)}") from error
+    import yaml
+
+    overrides = read_settings(settings)
+    for key in overrides:
+        if key.split(".")[0] not in recipes.SECTIONS or "." not in key:
+            sections = ", ".join(f"{section}." for section in sorted(recipes.SECTIONS))
+            raise CommandError(f"--set {key}: a key begins with one of {sections}")
+    try:
+        recipe = recipes.read_recipe(path, overrides)
+    except (ValueError, OSError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise CommandError(f"the recipe {path} can't be read: {one_line(error)}") from error
+    try:
+        return recipes.train(recipe)
+    except (ValueError, OSError, TypeError, RuntimeError) as error:
+        if not is_from(error, recipes.make_trainer.__name__):
+            raise
+        raise CommandError(f"the recipe {path} can't be followed: {one_line(error)}") from error
+
+
+def is_from(error: BaseException, function: str) -> bool:
+    """Whether an error came up while a function ran: what is wrong before training starts is wrong with the recipe."""
+    return any(frame.name == function for frame in traceback.extract_tb(error.__traceback__))

@@ -1,0 +1,208 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Saved folders in processes that do not have the package, and the package in processes that have little else."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_models import tiny_model
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.dynamic_module_utils import get_imports
+
+import transformers_tokenflow
+from transformers_tokenflow import (
+    TokenFlowConfig,
+    TokenFlowImageProcessor,
+    TokenFlowImageProcessorPil,
+    TokenFlowModel,
+)
+
+CHECKOUT = Path(__file__).parents[1]
+PACKAGE = CHECKOUT / "src" / "transformers_tokenflow"
+CARDS = [path.parent for path in sorted(CHECKOUT.glob("hub_cards/*/modeling_tokenflow.py"))]
+MODULES = {
+    "autoencoder_tokenflow.py",
+    "configuration_tokenflow.py",
+    "image_processing_pil_tokenflow.py",
+    "image_processing_tokenflow.py",
+    "image_reading_tokenflow.py",
+    "modeling_tokenflow.py",
+    "quantization_tokenflow.py",
+    "semantic_tokenflow.py",
+}
+KINDS = ["clip", "siglip", "vit"]
+REQUIREMENTS = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+
+# Makes imports fail as they do where a distribution is not installed, also for those who ask for its version.
+BLOCK = """
+    import importlib.metadata, importlib.util, sys
+    blocked = {blocked!r}
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in blocked:
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    sys.meta_path.insert(0, Blocker())
+    find_spec = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in blocked else find_spec(name, *rest)
+"""
+USE = """
+    import torch
+    from pathlib import Path
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from PIL import Image
+    for folder in sorted(path for path in Path({root!r}).iterdir() if path.is_dir()):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+        for loaded in (config, model, processor):
+            assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+        assert type(processor).__name__ == {processor!r}, type(processor)
+        expected = load_file(folder / "expected.safetensors")
+        inputs = processor(images=Image.open(folder / "photo.png"), return_tensors="pt")
+        assert (inputs.pixel_values - expected["pixel_values"]).abs().max() < 0.02
+        encoded = model.encode(expected["pixel_values"])
+        assert torch.equal(encoded.codes, expected["codes"])
+        decoded = model.decode(encoded.codes)
+        assert torch.equal(decoded.pixel_values, expected["decoded"])
+        assert processor.postprocess(decoded.pixel_values)[0].size == (32, 32)
+        again = Path({again!r}) / folder.name
+        config.save_pretrained(again)
+        model.save_pretrained(again)
+        processor.save_pretrained(again)
+    assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
+"""
+
+
+def run_python(script: str, tmp_path: Path, **environment: str) -> None:
+    """Run a script in a process of its own, in a folder from which this package is not found."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**inherited, "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def save_with_expectations(kind: str, folder: Path) -> None:
+    """A model, its processor, a photo, and what the local classes make of it."""
+    processor, model = TokenFlowImageProcessor(size={"shortest_edge": 32}), tiny_model(kind)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    photo.save(folder / "photo.png")
+    pixel_values = processor(images=photo, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        codes = model.encode(pixel_values).codes
+        decoded = model.decode(codes).pixel_values
+    save_file({"pixel_values": pixel_values, "codes": codes, "decoded": decoded}, folder / "expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("remote")
+    for kind in KINDS:
+        save_with_expectations(kind, root / kind)
+    return root
+
+
+class TestSaving:
+    def test_modules_and_auto_map(self, folders):
+        for kind in KINDS:
+            assert {path.name for path in (folders / kind).glob("*.py")} == MODULES
+            assert json.loads((folders / kind / "config.json").read_text())["auto_map"] == {
+                "AutoConfig": "configuration_tokenflow.TokenFlowConfig",
+                "AutoModel": "modeling_tokenflow.TokenFlowModel",
+            }
+            assert json.loads((folders / kind / "preprocessor_config.json").read_text())["auto_map"] == {
+                "AutoImageProcessor": [
+                    "image_processing_pil_tokenflow.TokenFlowImageProcessorPil",
+                    "image_processing_tokenflow.TokenFlowImageProcessor",
+                ]
+            }
+
+    def test_requirements(self, folders):
+        for name in MODULES:
+            required = set(get_imports(folders / "clip" / name)) - set(sys.stdlib_module_names)
+            assert required <= REQUIREMENTS, name
+
+    @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+    def test_cards_have_the_present_code(self, card):
+        stale = [name for name in sorted(MODULES) if (card / name).read_text() != (PACKAGE / name).read_text()]
+        assert not stale, f"copy {', '.join(stale)} from {PACKAGE} to {card}"
+
+
+class TestWithoutThePackage:
+    @pytest.mark.parametrize(
+        ("blocked", "processor"),
+        [
+            (["transformers_tokenflow"], "TokenFlowImageProcessor"),
+            (["transformers_tokenflow", "timm", "open_clip", "torchvision"], "TokenFlowImageProcessorPil"),
+        ],
+        ids=["package", "timm-open_clip-torchvision"],
+    )
+    def test_loads_works_and_saves(self, blocked, processor, folders, tmp_path):
+        again = tmp_path / "again"
+        script = textwrap.dedent(BLOCK).format(blocked=blocked) + textwrap.dedent(USE).format(
+            root=str(folders), again=str(again), processor=processor
+        )
+        run_python(script, tmp_path)
+        for kind in KINDS:
+            for name in (*MODULES, "config.json"):
+                assert (again / kind / name).read_text() == (folders / kind / name).read_text()
+            saved, resaved = (
+                json.loads((root / kind / "preprocessor_config.json").read_text()) for root in (folders, again)
+            )
+            assert {**saved, "image_processor_type": processor} == resaved
+
+
+class TestWithThePackage:
+    def test_auto_classes(self, folders):
+        assert type(AutoConfig.from_pretrained(folders / "clip")) is TokenFlowConfig
+        assert type(AutoModel.from_pretrained(folders / "clip")) is TokenFlowModel
+        assert type(AutoModel.from_config(TokenFlowConfig.from_pretrained(folders / "clip"))) is TokenFlowModel
+        assert type(AutoImageProcessor.from_pretrained(folders / "clip")) is TokenFlowImageProcessor
+        pil = AutoImageProcessor.from_pretrained(folders / "clip", backend="pil")
+        assert type(pil) is TokenFlowImageProcessorPil
+
+    def test_local_classes_win(self, folders):
+        assert type(AutoModel.from_pretrained(folders / "clip", trust_remote_code=True)) is TokenFlowModel
+
+    def test_training_names_come_when_asked_for(self):
+        from transformers_tokenflow.trainers import TokenFlowTrainer, TokenFlowTrainingArguments
+
+        assert transformers_tokenflow.TokenFlowTrainer is TokenFlowTrainer
+        assert transformers_tokenflow.TokenFlowTrainingArguments is TokenFlowTrainingArguments
+        assert "TokenFlowTrainer" in dir(transformers_tokenflow)
+        with pytest.raises(AttributeError, match="TokenFlowTeacher"):
+            transformers_tokenflow.TokenFlowTeacher  # noqa: B018
+
+    def test_needs_only_its_requirements(self, folders, tmp_path):
+        blocked = ["timm", "open_clip", "datasets", "typer", "torchvision", "lpips", "torchmetrics", "pyarrow"]
+        script = textwrap.dedent(BLOCK).format(blocked=blocked) + textwrap.dedent(f"""
+            import transformers_tokenflow
+            assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
+            from transformers import AutoImageProcessor, AutoModel
+            AutoModel.from_pretrained({str(folders / "clip")!r})
+            processor = AutoImageProcessor.from_pretrained({str(folders / "clip")!r})
+            assert type(processor) is transformers_tokenflow.TokenFlowImageProcessorPil
+            try:
+                transformers_tokenflow.TokenFlowTrainer
+            except ImportError as error:
+                assert "transformers-tokenflow[train]" in str(error), error
+            else:
+                raise AssertionError("training without its requirements")
+        """)
+        run_python(script, tmp_path, PYTHONPATH=str(CHECKOUT / "src"))
