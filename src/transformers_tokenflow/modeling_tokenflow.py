@@ -118,6 +118,11 @@ class TokenFlowPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not in the sense meant: `_init_weights` spares what is loaded, and must reach every module of the towers."""
+        return False
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         for module in self.modules():
@@ -241,7 +246,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             ValueError: the codes end inside a scale, lie outside the codebook, or are no integers.
         """
         self._check_codes(codes)
-        return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1])
+        return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1].contiguous())
 
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.is_floating_point() or codes.dtype == torch.bool:

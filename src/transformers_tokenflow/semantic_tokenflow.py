@@ -185,6 +185,11 @@ class TokenFlowSemanticDecoder(SiglipPreTrainedModel):
             init.trunc_normal_(module.class_token, std=self.initializer_range)
             init.trunc_normal_(module.position_embedding, std=self.initializer_range)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not in the sense meant, see `TokenFlowPreTrainedModel`."""
+        return False
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, semantic_codebook_dim, grid, grid) -> (B, grid², teacher_hidden_size)"""
         grid = features.shape[-1]
