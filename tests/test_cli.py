@@ -420,17 +420,18 @@ class TestReconstruct:
         assert "no picture could be reconstructed" in message
 
 
+@pytest.fixture(scope="module")
+def checkpoint(self, tmp_path_factory) -> Path:
+    shapes = json.loads(TINY_CHECKPOINT.read_text())["state_dict"]
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
+    path = tmp_path_factory.mktemp("official") / "tiny.pt"
+    torch.save({"ema": weights}, path)
+    return path
+
+
 class TestConvert:
     HEADS = ("--set", "semantic_config.num_attention_heads=4", "--set", "semantic_decoder_config.num_attention_heads=4")
-
-    @pytest.fixture(scope="class")
-    def checkpoint(self, tmp_path_factory) -> Path:
-        shapes = json.loads(TINY_CHECKPOINT.read_text())["state_dict"]
-        generator = torch.Generator().manual_seed(0)
-        weights = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
-        path = tmp_path_factory.mktemp("official") / "tiny.pt"
-        torch.save({"ema": weights}, path)
-        return path
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_folder_works_with_the_auto_classes(self, checkpoint, dtype, tmp_path):

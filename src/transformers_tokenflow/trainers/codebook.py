@@ -87,5 +87,5 @@ def restart_unused_entries(model: TokenFlowModel, used: torch.Tensor, pixel_valu
 def set_entries(quantizer: TokenFlowQuantizer, index: torch.Tensor, vectors: torch.Tensor):
     """Overwrite the entries (N,) by (N, d_sem + d_pix), each part normalised."""
     parts = vectors.split(quantizer.dims, dim=1)
-    for entries, part in zip((quantizer.codebook.semantic, quantizer.codebook.pixel), parts):
+    for entries, part in zip((quantizer.codebook.semantic, quantizer.codebook.pixel), parts, strict=True):
         entries[index.to(entries.device)] = F.normalize(part, dim=-1).to(entries)

@@ -11,14 +11,19 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
+from transformers.utils import logging
+
+from ..image_reading_tokenflow import picture_to_tensor, turn_upright
+
+logger = logging.get_logger(__name__)
 
 
 class PictureTransform:
     """
     A random crop of a picture as the official training takes it, or the centre crop of its evaluation.
 
-    The shorter side is halved by a box filter while it is at least twice the size, then resized bicubically to a
-    random length in [size, ceil(size / min_crop)]; a square of `size` is cut out and maybe flipped.
+    The picture gets a shorter side of random length in [size, ceil(size / min_crop)]: halved by a box filter while it
+    is at least twice that long, then resized bicubically. A square of `size` is cut out and maybe flipped.
 
     Args:
         size: side of the result, in pixels.
@@ -33,12 +38,12 @@ class PictureTransform:
         self.size, self.train, self.min_crop, self.flip = size, train, min_crop, flip
 
     def __call__(self, picture: Image.Image, generator: random.Random) -> torch.Tensor:
-        """A picture of any size -> (3, size, size) float32 in [-1, 1]."""
-        picture = picture.convert("RGB")
-        while min(picture.size) >= 2 * self.size:
-            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        """A picture of any size and mode -> (3, size, size) float32 in [-1, 1]."""
+        picture = to_rgb(picture)
         longest = math.ceil(self.size / self.min_crop)
         shorter = generator.randint(self.size, longest) if self.train else self.size
+        while min(picture.size) >= 2 * shorter:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
         picture = resize_shorter_side(picture, shorter)
         left, top = picture.width - self.size, picture.height - self.size
         left, top = (generator.randint(0, left), generator.randint(0, top)) if self.train else (left // 2, top // 2)
@@ -46,6 +51,14 @@ class PictureTransform:
         if self.train and self.flip and generator.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return pil_to_tensor(picture).float().div(127.5).sub(1)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """As `TokenFlowImageProcessor` reads a picture: upright, transparency over white, 16 bits scaled to 8."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return turn_upright(picture)
+    channels_last = picture_to_tensor(picture).permute(1, 2, 0)
+    return Image.fromarray(channels_last.round().to(torch.uint8).numpy())
 
 
 def resize_shorter_side(picture: Image.Image, length: int) -> Image.Image:
@@ -67,29 +80,45 @@ class PictureDataset(Dataset):
 
     def __init__(self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"):
         self.dataset, self.transform, self.seed, self.column = dataset, transform, seed, column
-        self.epoch = 0
+        # In shared memory, where workers that outlive an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
-        """Called by accelerate at the beginning of an epoch."""
-        self.epoch = epoch
+        """Called by the trainer at the beginning of an epoch."""
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        generator = random.Random(f"{self.seed}-{self.epoch}-{index}")
+        generator = random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
         return {"pixel_values": self.transform(self.dataset[index][self.column], generator)}
 
 
 def stream_pictures(
-    dataset: datasets.IterableDataset, transform: PictureTransform, seed: int = 0, column: str = "image"
+    dataset: datasets.IterableDataset, transform: PictureTransform, seed: int, column: str, shuffle_buffer: int
 ) -> datasets.IterableDataset:
-    """The same for a streamed dataset, where the index counts the pictures of a shard's stream."""
+    """
+    The same for a streamed dataset: for training shuffled and without end, for evaluation as it is.
 
-    def example(row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": transform(row[column], random.Random(f"{seed}-{index}"))}
+    What is random depends on the seed and on how many pictures the process or worker has read. Pictures that can't be
+    read are skipped with a warning.
+    """
+    dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    if transform.train:
+        dataset = dataset.repeat(None).shuffle(seed=seed, buffer_size=shuffle_buffer)
 
-    return dataset.map(example, with_indices=True, remove_columns=dataset.column_names).with_format("torch")
+    def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list[torch.Tensor]]:
+        pixel_values = []
+        for encoded, index in zip(rows[column], indices, strict=True):
+            try:
+                picture = datasets.Image().decode_example(encoded)
+                pixel_values.append(transform(picture, random.Random(f"{seed}-{index}")))
+            except Exception as error:  # of whatever kind the broken file makes PIL raise
+                logger.warning(f"skipped picture {encoded['path']}: {error}")
+        return {"pixel_values": pixel_values}
+
+    return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=dataset.column_names)
 
 
 def load_pictures(
@@ -100,6 +129,7 @@ def load_pictures(
     seed: int = 0,
     column: str = "image",
     limits: dict[str, dict[str, int]] | None = None,
+    take: int | None = None,
     shuffle_buffer: int = 1000,
     **kwargs: Any,
 ) -> PictureDataset | datasets.IterableDataset:
@@ -115,17 +145,23 @@ def load_pictures(
         column: that holds the pictures.
         limits: column to values to how many such rows are kept, drawn with the seed (not when streaming); 0 leaves
             them out, values that are not named keep all.
+        take: how many pictures are kept, the first ones; all by default.
         shuffle_buffer: pictures among which a stream is shuffled.
         kwargs: of `load_dataset`, such as `data_dir` or `data_files`.
 
     Raises:
-        ValueError: there is no such column, or nothing is kept.
+        ValueError: there is no such column, nothing is left, or a stream is to be limited.
     """
+    if streaming and limits:
+        raise ValueError(f"rows of a stream can't be counted beforehand: limits={limits} needs streaming=False")
     dataset = datasets.load_dataset(path, split=split, streaming=streaming, **kwargs)
-    if dataset.column_names is not None and column not in dataset.column_names:
-        raise ValueError(f"{path} has no column {column!r}; its columns are {dataset.column_names}")
+    for name in (column, *(limits or ())):
+        if dataset.column_names is not None and name not in dataset.column_names:
+            raise ValueError(f"{path} has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
+    if take is not None:
+        dataset = dataset.take(take)
     if streaming:
-        return stream_pictures(dataset.shuffle(seed=seed, buffer_size=shuffle_buffer), transform, seed, column)
+        return stream_pictures(dataset, transform, seed, column, shuffle_buffer)
     for name, counts in (limits or {}).items():
         dataset = limit_rows(dataset, name, counts, seed)
     if len(dataset) == 0:

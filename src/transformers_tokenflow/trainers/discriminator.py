@@ -1,9 +1,12 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The PatchGAN discriminator (arXiv 1611.07004) with the hinge loss, as VQGAN and TokenFlow train with."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 class PatchDiscriminator(nn.Module):
@@ -19,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [channels * min(2**index, 8) for index in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for index, (before, width) in enumerate(zip(widths, widths[1:]), start=1):
+        for index, (before, width) in enumerate(zip(widths, widths[1:], strict=False), start=1):
             stride = 2 if index < num_layers else 1
             layers += [
                 nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
@@ -49,3 +52,58 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
     """What the decoder minimises: the negated mean judgement of its pictures."""
     return -fake.mean()
+
+
+class Adversary:
+    """
+    A discriminator with an Adam of its own, which takes its step after the model's.
+
+    accelerate neither prepares nor scales it, since fp16's loss scaler serves one optimizer: it stays in full
+    precision and, with several processes, replicated.
+
+    Args:
+        discriminator: judges pictures (B, 3, H, W).
+        device: where it runs.
+        num_processes: over which its gradients are averaged.
+        learning_rate, betas: of Adam.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        device: torch.device,
+        num_processes: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+    ):
+        self.discriminator = discriminator.to(device)
+        self.device = device
+        self.replica = self.discriminator
+        if num_processes > 1:
+            # Batch statistics are each process's own. Broadcasting the running ones, which nothing reads, between the
+            # two forward passes of a step would spoil its backward pass.
+            devices = None if device.type == "cpu" else [device]
+            self.replica = DistributedDataParallel(discriminator, device_ids=devices, broadcast_buffers=False)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=betas)
+
+    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
+        """The reconstructions' adversarial loss, whose gradient leaves the discriminator alone."""
+        self.discriminator.requires_grad_(False)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = generator_loss(self.discriminator(fake.float()))
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def backward(self, real: torch.Tensor, fake: torch.Tensor, weight: float) -> torch.Tensor:
+        """Add the gradient of the discriminator's own loss, times the weight; returns the loss."""
+        with torch.autocast(self.device.type, enabled=False):
+            loss = discriminator_loss(self.replica(real.float()), self.replica(fake.float()))
+        (weight * loss).backward()
+        return loss.detach()
+
+    def step(self, max_grad_norm: float):
+        """Clip (0: not at all) and apply the gradient, unless it is not finite, as an overflow of fp16 makes it."""
+        norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), max_grad_norm or math.inf)
+        if norm.isfinite():
+            self.optimizer.step()
+        self.optimizer.zero_grad()

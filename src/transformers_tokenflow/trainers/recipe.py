@@ -1,21 +1,35 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """A recipe, that is a YAML file, to a trainer that is ready to run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
 
 from ..configuration_tokenflow import TokenFlowConfig
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
+from .arguments import TokenFlowTrainingArguments
 from .data import PictureTransform, load_pictures
-from .teachers import initialize_semantic_encoder, load_teacher
-from .tokenizer import TokenFlowTrainer, TokenFlowTrainingArguments
+from .teachers import Teacher, initialize_semantic_encoder, load_teacher
+from .tokenizer import TokenFlowTrainer
+
+logger = logging.get_logger(__name__)
 
 SECTIONS = {"model", "teacher", "data", "evaluation", "training"}
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, where YAML 1.1 asks for 1.0e-4 and takes the other for text."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -29,7 +43,7 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
     Raises:
         ValueError: the file has unknown sections, or lacks one that is needed.
     """
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    recipe = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
     if (
         not isinstance(recipe, dict)
         or not recipe.keys() <= SECTIONS
@@ -48,19 +62,50 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
     return recipe
 
 
+def make_config(section: dict[str, Any]) -> TokenFlowConfig:
+    """
+    The configuration of a recipe's model: of `from_pretrained` (a folder or repository), of a `preset`, or the
+    default one; with `config` on top.
+
+    Raises:
+        ValueError: a key of the section, or a field to change, is unknown.
+    """
+    if unknown := section.keys() - {"from_pretrained", "preset", "config"}:
+        raise ValueError(
+            f"a recipe's model has no {', '.join(sorted(unknown))}; expected from_pretrained, preset, config"
+        )
+    if "from_pretrained" in section and "preset" in section:
+        raise ValueError("a recipe's model is from_pretrained or a preset, not both")
+    changes = section.get("config", {})
+    if "preset" in section:
+        return TokenFlowConfig.from_preset(section["preset"], **changes)
+    if "from_pretrained" not in section:
+        return TokenFlowConfig.from_fields(changes)
+    if unknown := changes.keys() - TokenFlowConfig.__dataclass_fields__.keys():
+        raise ValueError(f"TokenFlowConfig has no fields {', '.join(sorted(unknown))}")
+    return TokenFlowConfig.from_pretrained(section["from_pretrained"], **changes)
+
+
 def make_model(section: dict[str, Any]) -> TokenFlowModel:
     """
-    The model of a recipe: `from_pretrained` (a folder or repository), `preset`, or neither; with `config` on top.
+    The model of a recipe, see `make_config`.
 
     A pretrained model's weights that don't fit the changed configuration, such as those of a wider decoder, start anew.
     """
-    changes = section.get("config", {})
-    if "from_pretrained" in section:
-        config = TokenFlowConfig.from_pretrained(section["from_pretrained"], **changes)
-        return TokenFlowModel.from_pretrained(section["from_pretrained"], config=config, ignore_mismatched_sizes=True)
-    if "preset" in section:
-        return TokenFlowModel(TokenFlowConfig.from_preset(section["preset"], **changes))
-    return TokenFlowModel(TokenFlowConfig(**changes))
+    config = make_config(section)
+    if "from_pretrained" not in section:
+        return TokenFlowModel(config)
+    return TokenFlowModel.from_pretrained(section["from_pretrained"], config=config, ignore_mismatched_sizes=True)
+
+
+def make_teacher(section: dict[str, Any], model: TokenFlowModel, initialize: bool) -> Teacher:
+    """The teacher of a recipe, from which the semantic encoder starts unless `initialize` or the section says no."""
+    options = dict(section)
+    initialize = options.pop("initialize_semantic_encoder", initialize)
+    teacher = load_teacher(**options)
+    if initialize:
+        initialize_semantic_encoder(model, teacher)
+    return teacher
 
 
 def make_trainer(recipe: dict[str, Any]) -> TokenFlowTrainer:
@@ -70,38 +115,66 @@ def make_trainer(recipe: dict[str, Any]) -> TokenFlowTrainer:
     Raises:
         ValueError: a setting is unknown or contradicts another.
     """
-    args = TokenFlowTrainingArguments(**recipe["training"])
+    args = make_arguments(recipe["training"])
     set_seed(args.seed)
     model = make_model(recipe["model"])
     teacher = None
     if "teacher" in recipe:
-        options = dict(recipe["teacher"])
-        initialize = options.pop("initialize_semantic_encoder", "from_pretrained" not in recipe["model"])
-        teacher = load_teacher(**options)
-        if initialize:
-            initialize_semantic_encoder(model, teacher)
+        teacher = make_teacher(recipe["teacher"], model, initialize="from_pretrained" not in recipe["model"])
     size = model.config.image_size
-    data = dict(recipe["data"])
+    data = {"seed": args.seed, **recipe["data"]}
+    if args.ignore_data_skip:
+        checkpoint = last_checkpoint(args.output_dir)
+        data["seed"] += step_of(checkpoint) if checkpoint else 0  # what is read again comes in another order
     transform = PictureTransform(size, train=True, **data.pop("transform", {}))
     evaluation = {
         name: load_pictures(transform=PictureTransform(size, train=False), **options)
-        for name, options in recipe.get("evaluation", {}).items()
+        for name, options in (recipe.get("evaluation") or {}).items()
     }
     return TokenFlowTrainer(
         model=model,
         args=args,
         teacher=teacher,
-        train_dataset=load_pictures(transform=transform, seed=args.seed, **data),
+        train_dataset=load_pictures(transform=transform, **data),
         eval_dataset=evaluation or None,
         processing_class=TokenFlowImageProcessor(size={"shortest_edge": size}, do_halve=True),
     )
 
 
+def make_arguments(section: dict[str, Any]) -> TokenFlowTrainingArguments:
+    """
+    Raises:
+        ValueError: a setting is unknown.
+    """
+    if unknown := section.keys() - TokenFlowTrainingArguments.__dataclass_fields__.keys():
+        raise ValueError(f"TokenFlowTrainingArguments has no {', '.join(sorted(unknown))}")
+    return TokenFlowTrainingArguments(**section)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint of a run that was written to its end, which is marked by Trainer's state."""
+    complete = [path.parent for path in Path(folder).glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=step_of)) if complete else None
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(Path(checkpoint).name.rpartition("-")[2])
+
+
 def train(recipe: dict[str, Any]) -> TokenFlowTrainer:
-    """Run a recipe, from its last checkpoint if there is one, and save the model to its output folder."""
+    """
+    Run a recipe, from its last checkpoint if there is one, and save the model to its output folder.
+
+    A run that has made all its steps is only evaluated and saved again.
+    """
     trainer = make_trainer(recipe)
-    output = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
+    checkpoint = last_checkpoint(trainer.args.output_dir)
+    if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps > 0:
+        logger.warning(f"{checkpoint} is the run's last step: nothing is left to train")
+        trainer.load_checkpoint(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection, PreTrainedModel
 
 from ..conversion import convert_clip_tower
 from ..modeling_tokenflow import TokenFlowModel
@@ -88,7 +88,8 @@ def load_teacher(
             projected, and the last but one of SigLIP.
 
     Raises:
-        ValueError: unknown library or a model without a vision tower.
+        ValueError: unknown library, or a model without a vision tower.
+        RuntimeError: open_clip has no weights of that name.
     """
     if library == "open_clip":
         return _load_open_clip(name, pretrained)
@@ -100,7 +101,8 @@ def load_teacher(
 def _load_open_clip(name: str, pretrained: str | None) -> Teacher:
     import open_clip
 
-    model = open_clip.create_model(name, pretrained=pretrained)
+    # Without weights open_clip would only warn, and the teacher be random.
+    model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     size = model.visual.image_size
     size = size if isinstance(size, int) else size[0]
     return Teacher(OpenClipTower(model.visual), size, list(model.visual.image_mean), list(model.visual.image_std))
@@ -111,10 +113,11 @@ def _load_transformers(name: str, feature_layer: int | None) -> Teacher:
 
     config = AutoConfig.from_pretrained(name)
     is_clip = config.model_type in ("clip", "clip_vision_model")
-    if is_clip:
-        model: nn.Module = CLIPVisionModelWithProjection.from_pretrained(name)
-    else:
-        model = AutoModel.from_pretrained(name)
+    model_class = CLIPVisionModelWithProjection if is_clip else AutoModel
+    model, loading = model_class.from_pretrained(name, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise ValueError(f"{name} lacks weights of its teacher: {', '.join(sorted(loading['missing_keys'])[:8])}")
+    if not is_clip:
         model = getattr(model, "vision_model", model)
     processor = AutoImageProcessor.from_pretrained(name)
     layer = feature_layer if feature_layer is not None else (-1 if is_clip else -2)
@@ -128,17 +131,29 @@ def initialize_semantic_encoder(model: TokenFlowModel, teacher: Teacher):
     Raises:
         ValueError: the two have different architectures.
     """
-    target = model.semantic_encoder.model
-    tower = teacher.tower
+    target, tower = model.semantic_encoder.model, teacher.tower
     if isinstance(tower, OpenClipTower) and not tower.is_timm:
         weights: dict[str, Any] = convert_clip_tower(tower.visual.state_dict())
+        block = tower.visual.transformer.resblocks[0]
+        is_quick = type(block.mlp.gelu).__name__ == "QuickGELU"
+        _check_block(target, block.attn.num_heads, "quick_gelu" if is_quick else "gelu")
     elif isinstance(tower, OpenClipTower):
         weights = {f"timm_model.{name}": tensor for name, tensor in tower.visual.trunk.state_dict().items()}
     else:
         source = getattr(tower.model, "vision_model", tower.model)
         weights = source.state_dict()
+        _check_block(target, source.config.num_attention_heads, source.config.hidden_act)
     expected = target.state_dict()
     unfit = [name for name, tensor in expected.items() if name not in weights or weights[name].shape != tensor.shape]
     if unfit:
         raise ValueError(f"the teacher has no such weights for the semantic encoder: {', '.join(unfit[:8])}")
     target.load_state_dict({name: weights[name] for name in expected})
+
+
+def _check_block(target: PreTrainedModel, num_heads: int, activation: str):
+    """Compare what the weights' shapes don't show."""
+    got = target.config.num_attention_heads, target.config.hidden_act
+    if got != (num_heads, activation):
+        raise ValueError(
+            f"the teacher has {num_heads} attention heads and {activation}, the semantic encoder {got[0]} and {got[1]}"
+        )

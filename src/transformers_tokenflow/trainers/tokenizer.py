@@ -4,86 +4,33 @@
 import itertools
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.functional.image import peak_signal_noise_ratio
-from torchvision.utils import make_grid, save_image
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
+from .arguments import TokenFlowTrainingArguments
 from .codebook import initialize_codebook, restart_unused_entries
 from .data import PictureDataset
-from .discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from .losses import make_perceptual_loss
+from .discriminator import Adversary, PatchDiscriminator
+from .objective import Objective
+from .parameters import check_prefixes, parameter_groups, select_trainable
+from .pictures import comparison, log_picture, mean_psnr, psnr
 from .teachers import Teacher
 
+logger = logging.get_logger(__name__)
+
+__all__ = ["TokenFlowTrainer", "TokenFlowTrainingArguments", "mean_psnr"]
+
 EXTRA_STATE_NAME = "tokenflow_trainer.pt"
-LOSS_PARTS = ("pixel_loss", "codebook_loss", "commitment_loss", "entropy_loss", "semantic_loss")
-
-
-@dataclass
-class TokenFlowTrainingArguments(TrainingArguments):
-    """
-    Arguments of [`TokenFlowTrainer`], with the official code's settings as defaults.
-
-    Weights of the codebook, commitment and entropy losses belong to the quantiser: see [`TokenFlowConfig`].
-    """
-
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of Adam."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (paper Table 11)."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
-    pixel_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the pixels' mean squared error."})
-    semantic_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation."})
-    perceptual_loss: str = field(default="lpips", metadata={"help": "'lpips', 'teacher' (its features), or 'none'."})
-    perceptual_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual loss."})
-    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of the adversarial loss; 0: no GAN."})
-    adversarial_start_step: int = field(default=20_000, metadata={"help": "Step from which the GAN is trained."})
-    adaptive_adversarial_weight: bool = field(
-        default=False,
-        metadata={"help": "Scale the adversarial loss by the ratio of gradients at the last layer, as VQGAN does."},
-    )
-    discriminator_channels: int = field(default=64, metadata={"help": "Width of PatchGAN's first layer."})
-    discriminator_num_layers: int = field(default=3, metadata={"help": "PatchGAN's layers of stride 2."})
-    discriminator_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the discriminator; as the model's by default."}
-    )
-    scale_dropout: float = field(
-        default=0.1, metadata={"help": "Probability that a step leaves out one random scale, never the first."}
-    )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of the averaged weights, which are evaluated and saved; 0: none."}
-    )
-    part_learning_rates: dict | str | None = field(
-        default=None, metadata={"help": "Learning rates by module prefix, such as {'semantic_encoder': 1e-5}."}
-    )
-    trainable_parts: list[str] | None = field(
-        default=None,
-        metadata={"help": "Module prefixes to train, all others are frozen: ['pixel_decoder'] trains a new decoder."},
-    )
-    codebook_initialization: str = field(
-        default="random", metadata={"help": "'random', or 'kmeans' to cluster features of the training pictures."}
-    )
-    codebook_initialization_batches: int = field(default=16, metadata={"help": "Batches that k-means sees."})
-    codebook_restart_steps: int = field(
-        default=0, metadata={"help": "Every so many steps entries that were not used since are moved; 0: never."}
-    )
-    logged_pictures: int = field(default=8, metadata={"help": "Pictures of an evaluation that are logged."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.codebook_initialization not in ("random", "kmeans"):
-            raise ValueError(f"codebook_initialization is 'random' or 'kmeans'; got {self.codebook_initialization!r}")
-        for name in ("scale_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
 
 
 class _StepCallback(TrainerCallback):
@@ -116,7 +63,7 @@ class TokenFlowTrainer(Trainer):
     Args:
         model: the tokenizer.
         args: [`TokenFlowTrainingArguments`].
-        teacher: target of the semantic decoder; without one there is no distillation.
+        teacher: target of the semantic decoder, which is frozen without one.
         kwargs: of `transformers.Trainer`. Datasets give `pixel_values` (3, H, H) in [-1, 1].
 
     Raises:
@@ -128,16 +75,16 @@ class TokenFlowTrainer(Trainer):
         self, model: TokenFlowModel, args: TokenFlowTrainingArguments, teacher: Teacher | None = None, **kwargs: Any
     ):
         select_trainable(model, args.trainable_parts)
+        check_prefixes(model, args.part_learning_rates or ())
+        if teacher is None and model.semantic_decoder is not None:
+            model.semantic_decoder.requires_grad_(False)
+        if args.adaptive_adversarial_weight and not model.pixel_decoder.conv_out.weight.requires_grad:
+            raise ValueError(
+                "adaptive_adversarial_weight needs the gradient of pixel_decoder.conv_out, which is frozen"
+            )
         super().__init__(model=model, args=args, **kwargs)
-        # The losses are means over what the model is given, not sums over items.
-        self.model_accepts_loss_kwargs = False
-        self.teacher = teacher.to(args.device) if teacher is not None else None
-        perceptual = make_perceptual_loss(args.perceptual_loss, teacher) if args.perceptual_loss_weight > 0 else None
-        self.perceptual_loss = perceptual.to(args.device) if perceptual is not None else None
-        self.discriminator: nn.Module | None = None
-        self.discriminator_optimizer: torch.optim.Optimizer | None = None
-        if args.adversarial_weight > 0:
-            self._create_discriminator()
+        self.adversary = self._create_adversary() if args.adversarial_weight > 0 else None
+        self.objective = Objective(args, teacher, self.adversary)
         self.averaged: AveragedModel | None = None
         if args.ema_decay > 0:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
@@ -150,46 +97,33 @@ class TokenFlowTrainer(Trainer):
 
     # ---- Setting up ----
 
-    def _create_discriminator(self):
+    def _create_adversary(self) -> Adversary:
         args = self.args
         discriminator = PatchDiscriminator(args.discriminator_channels, args.discriminator_num_layers)
-        self.discriminator = discriminator.to(args.device)
-        # Neither prepared by accelerate nor scaled: fp16's loss scaler serves one optimizer, and FSDP and DeepSpeed
-        # one model. In full precision and replicated, the small discriminator goes with all of them.
-        self.discriminator_for_training = self.discriminator
-        if self.accelerator.num_processes > 1:
-            devices = None if args.device.type == "cpu" else [args.device]
-            self.discriminator_for_training = DistributedDataParallel(self.discriminator, device_ids=devices)
-        self.discriminator_optimizer = torch.optim.Adam(
-            self.discriminator.parameters(),
-            lr=args.discriminator_learning_rate or args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
+        if args.discriminator_from is not None:
+            state = load_extra_state(args.discriminator_from, torch.device("cpu"))
+            if "discriminator" not in state:
+                raise ValueError(f"the checkpoint {args.discriminator_from} was trained without a discriminator")
+            discriminator.load_state_dict(state["discriminator"])
+        return Adversary(
+            discriminator,
+            args.device,
+            self.accelerator.num_processes,
+            args.discriminator_learning_rate or args.learning_rate,
+            (args.adam_beta1, args.adam_beta2),
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name, with a learning rate per part."""
         if self.optimizer is None:
-            optimized = self.model if model is None else model
+            args, optimized = self.args, self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(optimized))
-            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, optimized)
-            groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
-            for name, parameter in optimized.named_parameters():
-                if parameter.requires_grad:
-                    groups[self.learning_rate_of(name), name in decayed].append(parameter)
-            self.optimizer = optimizer_class(
-                [
-                    {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decay else 0.0}
-                    for (rate, decay), parameters in groups.items()
-                ],
-                **optimizer_kwargs,
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
+            groups = parameter_groups(
+                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed
             )
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
-
-    def learning_rate_of(self, parameter_name: str) -> float:
-        """The learning rate of the longest prefix in `part_learning_rates` that fits, or the common one."""
-        rates = self.args.part_learning_rates or {}
-        fitting = [prefix for prefix in rates if parameter_name.removeprefix("module.").startswith(prefix)]
-        return float(rates[max(fitting, key=len)]) if fitting else self.args.learning_rate
 
     def initialize_codebook(self):
         """K-means over features of the first training batches."""
@@ -197,8 +131,15 @@ class TokenFlowTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         initialize_codebook(model, (batch["pixel_values"].to(self.args.device) for batch in batches), self.args.seed)
+        self._share_codebook(model)
         if self.averaged is not None:
             self.averaged.module.load_state_dict(model.state_dict())
+
+    def _share_codebook(self, model: TokenFlowModel):
+        """Give every process the main one's entries."""
+        if self.accelerator.num_processes > 1:
+            for entries in model.quantizer.codebook.parameters():
+                torch.distributed.broadcast(entries.data, src=0)
 
     # ---- A step ----
 
@@ -209,30 +150,12 @@ class TokenFlowTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowOutput]:
-        """The generator's side of the objective: everything but the discriminator's own loss."""
+        """The model's side of the objective: everything but the discriminator's own loss."""
         pixel_values = inputs["pixel_values"]
-        teacher_features = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_features = self.teacher(pixel_values)
-        output = model(
-            pixel_values=pixel_values,
-            teacher_features=teacher_features,
-            scales=self.sample_scales() if model.training else None,
-            return_loss=True,
-        )
-        losses = {name: output[name] for name in LOSS_PARTS if output.get(name) is not None}
-        weighted = dict(losses)
-        weighted["pixel_loss"] = self.args.pixel_loss_weight * losses["pixel_loss"]
-        if "semantic_loss" in losses:
-            weighted["semantic_loss"] = self.args.semantic_loss_weight * losses["semantic_loss"]
-        if self.perceptual_loss is not None:
-            losses["perceptual_loss"] = self.perceptual_loss(output.pixel_values, pixel_values)
-            weighted["perceptual_loss"] = self.args.perceptual_loss_weight * losses["perceptual_loss"]
-        if model.training and self.is_adversarial:
-            losses["adversarial_loss"] = self._adversarial_loss(output.pixel_values)
-            weighted["adversarial_loss"] = self._adversarial_weight(weighted, losses) * losses["adversarial_loss"]
-        loss = torch.stack(list(weighted.values())).sum()
+        scales = self.sample_scales() if model.training else None
+        with self.accelerator.autocast():
+            losses, output = self.objective.losses(model, pixel_values, scales, model.training and self.is_adversarial)
+        loss = self.objective.weigh(losses, self.accelerator.unwrap_model(model).pixel_decoder.conv_out.weight)
         if model.training:
             self._record(losses, output.codes)
             self._pictures = (pixel_values, output.pixel_values.detach())
@@ -242,22 +165,15 @@ class TokenFlowTrainer(Trainer):
         """The model's backward pass, then the discriminator's on the same reconstructions."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.is_adversarial:
-            real, fake = self._pictures
-            with torch.autocast(self.args.device.type, enabled=False):
-                judged = (self.discriminator_for_training(part.float()) for part in (real, fake))
-                judgement = discriminator_loss(*judged)
-            (self.args.adversarial_weight * judgement / self.current_gradient_accumulation_steps).backward()
-            self._record({"discriminator_loss": judgement})
+            weight = self.args.adversarial_weight / self.current_gradient_accumulation_steps
+            self._record({"discriminator_loss": self.adversary.backward(*self._pictures, weight)})
         return loss
 
     def after_optimizer_step(self):
         """The discriminator's step, the averaged weights, and the codebook's unused entries."""
         args, next_step = self.args, self.state.global_step + 1
         if self.is_adversarial:
-            if args.max_grad_norm > 0:
-                nn.utils.clip_grad_norm_(self.discriminator.parameters(), args.max_grad_norm)
-            self.discriminator_optimizer.step()
-            self.discriminator_optimizer.zero_grad()
+            self.adversary.step(args.max_grad_norm)
         model = self.accelerator.unwrap_model(self.model)
         if args.codebook_restart_steps > 0 and next_step % args.codebook_restart_steps == 0:
             # The last steps of a run keep their entries: moved ones need time to be learned around.
@@ -270,7 +186,7 @@ class TokenFlowTrainer(Trainer):
     @property
     def is_adversarial(self) -> bool:
         """Whether this step trains against the discriminator."""
-        return self.discriminator is not None and self.state.global_step >= self.args.adversarial_start_step
+        return self.adversary is not None and self.state.global_step >= self.args.adversarial_start_step
 
     def sample_scales(self) -> list[int] | None:
         """The scales of this step: with probability `scale_dropout` one of them, never the first, is left out."""
@@ -280,31 +196,22 @@ class TokenFlowTrainer(Trainer):
         dropped = torch.randint(1, len(scales), ()).item()
         return [scale for index, scale in enumerate(scales) if index != dropped]
 
-    def _adversarial_loss(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        self.discriminator.requires_grad_(False)
-        with torch.autocast(self.args.device.type, enabled=False):
-            loss = generator_loss(self.discriminator(reconstruction.float()))
-        self.discriminator.requires_grad_(True)
-        return loss
-
-    def _adversarial_weight(self, weighted: dict[str, torch.Tensor], losses: dict[str, torch.Tensor]):
-        if not self.args.adaptive_adversarial_weight:
-            return self.args.adversarial_weight
-        last = self.accelerator.unwrap_model(self.model).pixel_decoder.conv_out.weight
-        reconstruction = weighted["pixel_loss"] + weighted.get("perceptual_loss", 0.0)
-        norms = [
-            torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
-            for loss in (reconstruction, losses["adversarial_loss"])
-        ]
-        return self.args.adversarial_weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
-
     @torch.no_grad()
     def _restart_codebook(self, model: TokenFlowModel):
-        used = self.accelerator.reduce(self.codes_used.int(), "sum") > 0
-        restart_unused_entries(model, used, self._pictures[0])
-        if self.accelerator.num_processes > 1:
-            for entries in model.quantizer.codebook.parameters():
-                torch.distributed.broadcast(entries.data, src=0)
+        tables = list(model.quantizer.codebook.parameters())
+        before = [table.clone() for table in tables]
+        restart_unused_entries(model, self._used_by_all(self.codes_used), self._pictures[0])
+        self._share_codebook(model)
+        if self.averaged is not None:
+            # Halfway between two places a moved entry would be of no use to the averaged model.
+            averaged = self.averaged.module.quantizer.codebook.parameters()
+            for ours, table, old in zip(averaged, tables, before, strict=True):
+                moved = (table != old).any(dim=1)
+                ours[moved] = table[moved]
+
+    def _used_by_all(self, used: torch.Tensor) -> torch.Tensor:
+        """Which entries any of the processes used: (K,) bool."""
+        return self.accelerator.reduce(used.int(), "sum") > 0
 
     # ---- Logging and evaluation ----
 
@@ -323,55 +230,47 @@ class TokenFlowTrainer(Trainer):
             for name, total in self._log_sums.items():
                 mean = total / self._log_counts[name]
                 logs[name] = round(self.accelerator.reduce(mean, "mean").item(), 6)
-            used = self.accelerator.reduce(self._codes_logged.int(), "sum") > 0
-            logs["codebook_utilization"] = used.float().mean().item()
+            logs["codebook_utilization"] = self._used_by_all(self._codes_logged).float().mean().item()
             self._log_sums.clear()
             self._log_counts.clear()
             self._codes_logged.zero_()
         super().log(logs, *args, **kwargs)
 
+    @torch.no_grad()
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation, with averaged weights."""
+        """
+        Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation, with averaged weights.
+
+        Where several processes share a last batch that is not full, the losses, which are means over batches, count
+        the pictures that fill it up, as all metrics do of a stream.
+        """
         model = self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
         model.eval()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
         count, pictures = 0, None
         for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss, output = self.compute_loss(model, batch, return_outputs=True)
-            real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (batch["pixel_values"], output.pixel_values))
-            values = {"loss": loss, "psnr": mean_psnr(fake, real)}
-            values |= {name: output[name] for name in LOSS_PARTS if output.get(name) is not None}
-            gathered = self.accelerator.gather_for_metrics(output.codes)
-            for name, value in values.items():
-                sums[name] += self.accelerator.reduce(value.detach(), "mean").item() * len(gathered)
-            count += len(gathered)
-            used[gathered.flatten()] = True
-            pictures = (real, fake) if pictures is None else pictures
-        metrics = {f"{metric_key_prefix}_{name}": total / max(count, 1) for name, total in sums.items()}
+            pixel_values = self._prepare_inputs(batch)["pixel_values"]
+            with self.accelerator.autocast():
+                losses, output = self.objective.losses(model, pixel_values)
+            losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
+            real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
+            ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
+            for name, value in losses.items():
+                sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
+            sums["psnr"] += ratios.sum().item()
+            count += len(codes)
+            used[codes.flatten()] = True
+            pictures = pictures or (real, fake)
+        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         metrics[f"{metric_key_prefix}_codebook_utilization"] = used.float().mean().item()
-        if pictures is not None:
-            self.log_pictures(f"{metric_key_prefix}_reconstruction", *pictures)
+        if pictures is not None and self.args.logged_pictures > 0 and self.is_world_process_zero():
+            picture = comparison(*pictures, self.args.logged_pictures)
+            folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
+            log_picture(f"{metric_key_prefix}_reconstruction", picture, self.state.global_step, folder, callbacks)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
-
-    def log_pictures(self, name: str, real: torch.Tensor, fake: torch.Tensor):
-        """Pictures above their reconstructions, to the output folder and to trackers that take pictures."""
-        count = self.args.logged_pictures
-        if count <= 0 or not self.is_world_process_zero():
-            return
-        grid = make_grid(torch.cat([real[:count], fake[:count]]).cpu(), nrow=min(count, len(real)))
-        folder = Path(self.args.output_dir, "pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(grid, folder / f"{name}-{self.state.global_step}.png")
-        for callback in self.callback_handler.callbacks:
-            if getattr(callback, "tb_writer", None) is not None:
-                callback.tb_writer.add_image(name, grid, self.state.global_step)
-            if getattr(callback, "_wandb", None) is not None and callback._wandb.run is not None:
-                callback._wandb.log({name: callback._wandb.Image(grid)})
 
     # ---- Saving and resuming ----
 
@@ -384,64 +283,72 @@ class TokenFlowTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.averaged.module.state_dict())
-        yield
-        model.load_state_dict(current)
+        try:
+            yield
+        finally:
+            model.load_state_dict(current)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from."""
-        if _internal_call:
+        if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call=True)
             return
         with self.averaged_weights():
-            super().save_model(output_dir)
+            super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
+        self.codes_used = self._used_by_all(self.codes_used)
         if self.args.should_save:
-            torch.save(self._extra_state(), Path(output_dir, EXTRA_STATE_NAME))
+            states = {name: part.state_dict() for name, part in self._stateful_parts().items()}
+            torch.save({"codes_used": self.codes_used, **states}, Path(output_dir, EXTRA_STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        state = torch.load(Path(checkpoint, EXTRA_STATE_NAME), map_location=self.args.device, weights_only=True)
+        if checkpoint is not None:
+            self.load_extra_state(checkpoint)
+
+    def load_checkpoint(self, checkpoint: str):
+        """Load a checkpoint to evaluate or save it, not to train on."""
+        self._load_from_checkpoint(checkpoint)
+        self.load_extra_state(checkpoint)
+        self.state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+
+    def load_extra_state(self, checkpoint: str):
+        """What a checkpoint holds beside Trainer's own: discriminator, its optimizer, averaged weights, usage."""
+        state = load_extra_state(checkpoint, self.args.device)
         self.codes_used.copy_(state["codes_used"])
         for name, part in self._stateful_parts().items():
-            part.load_state_dict(state[name])
+            if name in state:
+                part.load_state_dict(state[name])
+            else:
+                logger.warning(f"{checkpoint} was trained without {name}, which starts anew")
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.averaged is not None:
+            self.averaged.load_state_dict(
+                load_extra_state(self.state.best_model_checkpoint, self.args.device)["averaged"]
+            )
 
     def _stateful_parts(self) -> dict[str, Any]:
-        parts = {
-            "discriminator": self.discriminator,
-            "discriminator_optimizer": self.discriminator_optimizer,
-            "averaged": self.averaged,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def _extra_state(self) -> dict[str, Any]:
-        states = {name: part.state_dict() for name, part in self._stateful_parts().items()}
-        return {"codes_used": self.codes_used, **states}
+        parts: dict[str, Any] = {}
+        if self.adversary is not None:
+            parts["discriminator"] = self.adversary.discriminator
+            parts["discriminator_optimizer"] = self.adversary.optimizer
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        return parts
 
 
-def select_trainable(model: TokenFlowModel, parts: list[str] | None):
+def load_extra_state(checkpoint: str, device: torch.device) -> dict[str, Any]:
     """
-    Freeze all parameters but those whose names begin with one of the parts.
+    What [`TokenFlowTrainer`] adds to a checkpoint.
 
     Raises:
-        ValueError: no parameter begins with a part.
+        ValueError: the folder has none, as with `save_only_model`.
     """
-    if parts is None:
-        return
-    names = [name for name, _ in model.named_parameters()]
-    unknown = [part for part in parts if not any(name.startswith(part) for name in names)]
-    if unknown or not parts:
-        raise ValueError(
-            f"no parameters begin with {unknown}; the model's parts are {sorted({n.split('.')[0] for n in names})}"
-        )
-    for name, parameter in model.named_parameters():
-        if not name.startswith(tuple(parts)):
-            parameter.requires_grad_(False)
-
-
-def mean_psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over the pictures (B, 3, H, W) in [0, 1] of the peak signal-to-noise ratio in dB."""
-    return peak_signal_noise_ratio(prediction, target, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    path = Path(checkpoint, EXTRA_STATE_NAME)
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
+    return torch.load(path, map_location=device, weights_only=True)

@@ -1,0 +1,77 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the tokenizer's training."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class TokenFlowTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`TokenFlowTrainer`], with the official code's settings as defaults.
+
+    Weights of the codebook, commitment and entropy losses belong to the quantiser: see [`TokenFlowConfig`].
+    """
+
+    # Of those that may come as a string of JSON.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "part_learning_rates"]
+
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of Adam."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (paper Table 11)."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
+    pixel_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the pixels' mean squared error."})
+    semantic_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation."})
+    perceptual_loss: str = field(default="lpips", metadata={"help": "'lpips', 'teacher' (its features), or 'none'."})
+    perceptual_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual loss."})
+    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of the adversarial loss; 0: no GAN."})
+    adversarial_start_step: int = field(default=20_000, metadata={"help": "Step from which the GAN is trained."})
+    adaptive_adversarial_weight: bool = field(
+        default=False,
+        metadata={"help": "Scale the adversarial loss by the ratio of gradients at the last layer, as VQGAN does."},
+    )
+    discriminator_channels: int = field(default=64, metadata={"help": "Width of PatchGAN's first layer."})
+    discriminator_num_layers: int = field(default=3, metadata={"help": "PatchGAN's layers of stride 2."})
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Constant learning rate of the discriminator; as the model's by default."}
+    )
+    discriminator_from: str | None = field(
+        default=None, metadata={"help": "Folder of a checkpoint whose discriminator the training starts with."}
+    )
+    scale_dropout: float = field(
+        default=0.1, metadata={"help": "Probability that a step leaves out one random scale, never the first."}
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights, which are evaluated and saved; 0: none."}
+    )
+    part_learning_rates: dict | str | None = field(
+        default=None, metadata={"help": "Learning rates by module prefix, such as {'semantic_encoder': 1e-5}."}
+    )
+    trainable_parts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Module prefixes to train, all others are frozen: ['pixel_decoder'] trains a new decoder."},
+    )
+    codebook_initialization: str = field(
+        default="random", metadata={"help": "'random', or 'kmeans' to cluster features of the training pictures."}
+    )
+    codebook_initialization_batches: int = field(default=16, metadata={"help": "Batches that k-means sees."})
+    codebook_restart_steps: int = field(
+        default=0, metadata={"help": "Every so many steps entries that were not used since are moved; 0: never."}
+    )
+    logged_pictures: int = field(default=8, metadata={"help": "Pictures of an evaluation that are logged."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.codebook_initialization not in ("random", "kmeans"):
+            raise ValueError(f"codebook_initialization is 'random' or 'kmeans'; got {self.codebook_initialization!r}")
+        for name in ("scale_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
+        if not isinstance(self.part_learning_rates, dict | None):
+            raise ValueError(f"part_learning_rates must map prefixes to rates; got {self.part_learning_rates!r}")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs: start one per GPU with `accelerate launch`, or show it a single "
+                "one with CUDA_VISIBLE_DEVICES"
+            )

@@ -1,0 +1,61 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Which of a model's parameters are trained, and how fast."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+
+def check_prefixes(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: no parameter begins with a prefix.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    if unknown:
+        parts = sorted({name.split(".")[0] for name in names})
+        raise ValueError(f"no parameters begin with {', '.join(unknown)}; the model's parts are {', '.join(parts)}")
+
+
+def select_trainable(model: nn.Module, parts: list[str] | None) -> None:
+    """
+    Freeze all parameters but those whose names begin with one of the parts; None leaves all as they are.
+
+    Raises:
+        ValueError: no parameter begins with a part, or there are no parts.
+    """
+    if parts is None:
+        return
+    if not parts:
+        raise ValueError("trainable_parts is empty: nothing would be trained")
+    check_prefixes(model, parts)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(tuple(parts)):
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, part_rates: Mapping[str, float], weight_decay: float, decayed: set[str]
+) -> list[dict[str, Any]]:
+    """
+    Groups for an optimizer: trainable parameters of one learning rate, with and without weight decay.
+
+    Args:
+        model: whose parameters they are.
+        learning_rate: of parameters that no prefix fits.
+        part_rates: learning rates by prefix; of several that fit the longest counts.
+        weight_decay: of the parameters named in `decayed`.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            fitting = [prefix for prefix in part_rates if name.removeprefix("module.").startswith(prefix)]
+            rate = float(part_rates[max(fitting, key=len)]) if fitting else learning_rate
+            groups[rate, name in decayed].append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0}
+        for (rate, decay), parameters in groups.items()
+    ]
