@@ -172,9 +172,19 @@ def recipe(tmp_path, monkeypatch):
         "semantic_decoder_config": {**TRANSFORMER, "image_size": 4},
         "teacher_hidden_size": 12,
     }
-    training = {"output_dir": str(tmp_path / "run"), "max_steps": 5, "per_device_train_batch_size": 2, "logging_steps": 1,
-                "perceptual_loss": "none", "adversarial_weight": 0, "save_steps": 2, "ema_decay": 0.5, "report_to": "none",
-                "use_cpu": True, "disable_tqdm": True}  # fmt: skip
+    training = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 5,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "perceptual_loss": "none",
+        "adversarial_weight": 0,
+        "save_steps": 2,
+        "ema_decay": 0.5,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
     content = {"model": {"config": fields}, "data": data, "evaluation": {"some": data}, "training": training}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -61,7 +61,7 @@ class TokenFlowTrainingArguments(TrainingArguments):
     logged_pictures: int = field(default=8, metadata={"help": "Pictures of an evaluation that are logged."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.codebook_initialization not in ("random", "kmeans"):
             raise ValueError(f"codebook_initialization is 'random' or 'kmeans'; got {self.codebook_initialization!r}")

@@ -30,7 +30,7 @@ def residual_tokens(quantizer: TokenFlowQuantizer, features: torch.Tensor) -> to
 
 
 @torch.no_grad()
-def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], seed: int = 0):
+def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], seed: int = 0) -> None:
     """
     Set both codebooks to the k-means centres of data, clustered jointly so that the index stays shared.
 
@@ -84,7 +84,7 @@ def restart_unused_entries(model: TokenFlowModel, used: torch.Tensor, pixel_valu
 
 
 @torch.no_grad()
-def set_entries(quantizer: TokenFlowQuantizer, index: torch.Tensor, vectors: torch.Tensor):
+def set_entries(quantizer: TokenFlowQuantizer, index: torch.Tensor, vectors: torch.Tensor) -> None:
     """Overwrite the entries (N,) by (N, d_sem + d_pix), each part normalised."""
     parts = vectors.split(quantizer.dims, dim=1)
     for entries, part in zip((quantizer.codebook.semantic, quantizer.codebook.pixel), parts, strict=True):

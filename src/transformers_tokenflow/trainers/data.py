@@ -32,7 +32,7 @@ class PictureTransform:
         flip: whether pictures may be mirrored.
     """
 
-    def __init__(self, size: int, train: bool = True, min_crop: float = 0.8, flip: bool = True):
+    def __init__(self, size: int, train: bool = True, min_crop: float = 0.8, flip: bool = True) -> None:
         if not 0 < min_crop <= 1:
             raise ValueError(f"min_crop must lie in (0, 1]; got {min_crop}")
         self.size, self.train, self.min_crop, self.flip = size, train, min_crop, flip
@@ -66,7 +66,7 @@ def resize_shorter_side(picture: Image.Image, length: int) -> Image.Image:
     scale = length / min(picture.size)
     if scale == 1:
         return picture
-    size = tuple(max(length, round(side * scale)) for side in picture.size)
+    size = [max(length, round(side * scale)) for side in picture.size]
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
@@ -78,12 +78,14 @@ class PictureDataset(Dataset):
     same pictures, whatever the number of workers.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"):
+    def __init__(
+        self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"
+    ) -> None:
         self.dataset, self.transform, self.seed, self.column = dataset, transform, seed, column
         # In shared memory, where workers that outlive an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int):
+    def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the beginning of an epoch."""
         self._epoch.fill_(epoch)
 

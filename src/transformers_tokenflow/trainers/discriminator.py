@@ -18,7 +18,7 @@ class PatchDiscriminator(nn.Module):
         num_layers: layers of stride 2 (official: 3). Two more of stride 1 follow.
     """
 
-    def __init__(self, channels: int = 64, num_layers: int = 3):
+    def __init__(self, channels: int = 64, num_layers: int = 3) -> None:
         super().__init__()
         widths = [channels * min(2**index, 8) for index in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -33,7 +33,7 @@ class PatchDiscriminator(nn.Module):
         self.apply(self._init_weights)
 
     @staticmethod
-    def _init_weights(module: nn.Module):
+    def _init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
@@ -101,7 +101,7 @@ class Adversary:
         (weight * loss).backward()
         return loss.detach()
 
-    def step(self, max_grad_norm: float):
+    def step(self, max_grad_norm: float) -> None:
         """Clip (0: not at all) and apply the gradient, unless it is not finite, as an overflow of fp16 makes it."""
         norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), max_grad_norm or math.inf)
         if norm.isfinite():

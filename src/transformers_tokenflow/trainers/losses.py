@@ -13,7 +13,7 @@ PERCEPTUAL_LOSSES = ("lpips", "teacher", "none")
 class LpipsLoss(nn.Module):
     """LPIPS (arXiv 1801.03924) on VGG16, frozen and in evaluation mode."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         try:
             import lpips
@@ -36,7 +36,7 @@ class LpipsLoss(nn.Module):
 class TeacherLoss(nn.Module):
     """Mean over patches of one minus the cosine of the teacher's features of the two pictures."""
 
-    def __init__(self, teacher: Teacher):
+    def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.teacher = teacher
 

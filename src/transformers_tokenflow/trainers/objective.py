@@ -29,7 +29,7 @@ class Objective:
         RuntimeError: the perceptual loss's weights can't be had.
     """
 
-    def __init__(self, args: TokenFlowTrainingArguments, teacher: Teacher | None, adversary: Adversary | None):
+    def __init__(self, args: TokenFlowTrainingArguments, teacher: Teacher | None, adversary: Adversary | None) -> None:
         self.args = args
         self.teacher = teacher.to(args.device) if teacher is not None else None
         perceptual = make_perceptual_loss(args.perceptual_loss, teacher) if args.perceptual_loss_weight > 0 else None

@@ -23,7 +23,10 @@ class Teacher(nn.Module):
         image_mean, image_std: of pixels in [0, 1].
     """
 
-    def __init__(self, tower: nn.Module, image_size: int, image_mean: list[float], image_std: list[float]):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, tower: nn.Module, image_size: int, image_mean: list[float], image_std: list[float]) -> None:
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         self.image_size = image_size
@@ -44,12 +47,12 @@ class Teacher(nn.Module):
 class OpenClipTower(nn.Module):
     """Patch features of an open_clip model: of its own ViT after the last norm and the projection, of timm's as is."""
 
-    def __init__(self, visual: nn.Module):
+    def __init__(self, visual: nn.Module) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual: Any = visual
         self.is_timm = hasattr(visual, "trunk")
         if not self.is_timm:
-            visual.output_tokens = True
+            self.visual.output_tokens = True
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
@@ -61,9 +64,9 @@ class OpenClipTower(nn.Module):
 class TransformersTower(nn.Module):
     """Patch features of a CLIP or SigLIP of transformers."""
 
-    def __init__(self, model: nn.Module, feature_layer: int):
+    def __init__(self, model: nn.Module, feature_layer: int) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.feature_layer = feature_layer
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -124,14 +127,15 @@ def _load_transformers(name: str, feature_layer: int | None) -> Teacher:
     return Teacher(TransformersTower(model, layer), model.config.image_size, processor.image_mean, processor.image_std)
 
 
-def initialize_semantic_encoder(model: TokenFlowModel, teacher: Teacher):
+def initialize_semantic_encoder(model: TokenFlowModel, teacher: Teacher) -> None:
     """
     Start the semantic encoder from the teacher's weights (paper §3.2, Table 5).
 
     Raises:
         ValueError: the two have different architectures.
     """
-    target, tower = model.semantic_encoder.model, teacher.tower
+    target: Any = model.semantic_encoder.model
+    tower: Any = teacher.tower
     if isinstance(tower, OpenClipTower) and not tower.is_timm:
         weights: dict[str, Any] = convert_clip_tower(tower.visual.state_dict())
         block = tower.visual.transformer.resblocks[0]
@@ -150,7 +154,7 @@ def initialize_semantic_encoder(model: TokenFlowModel, teacher: Teacher):
     target.load_state_dict({name: weights[name] for name in expected})
 
 
-def _check_block(target: PreTrainedModel, num_heads: int, activation: str):
+def _check_block(target: PreTrainedModel, num_heads: int, activation: str) -> None:
     """Compare what the weights' shapes don't show."""
     got = target.config.num_attention_heads, target.config.hidden_act
     if got != (num_heads, activation):

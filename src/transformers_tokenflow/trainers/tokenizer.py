@@ -3,6 +3,7 @@
 
 import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,19 @@ EXTRA_STATE_NAME = "tokenflow_trainer.pt"
 class _StepCallback(TrainerCallback):
     """What happens around the optimizer's step, which Trainer offers no method for."""
 
-    def __init__(self, trainer: "TokenFlowTrainer"):
+    def __init__(self, trainer: "TokenFlowTrainer") -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and args.codebook_initialization == "kmeans":
             self.trainer.initialize_codebook()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
         if isinstance(self.trainer.train_dataset, PictureDataset):
             self.trainer.train_dataset.set_epoch(int(state.epoch))
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step()
 
 
@@ -115,7 +116,8 @@ class TokenFlowTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name, with a learning rate per part."""
-        if self.optimizer is None:
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None:
             args, optimized = self.args, self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(optimized))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
@@ -125,7 +127,7 @@ class TokenFlowTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def initialize_codebook(self):
+    def initialize_codebook(self) -> None:
         """K-means over features of the first training batches."""
         batches = itertools.islice(self.get_train_dataloader(), self.args.codebook_initialization_batches)
         model = self.accelerator.unwrap_model(self.model)
@@ -135,7 +137,7 @@ class TokenFlowTrainer(Trainer):
         if self.averaged is not None:
             self.averaged.module.load_state_dict(model.state_dict())
 
-    def _share_codebook(self, model: TokenFlowModel):
+    def _share_codebook(self, model: TokenFlowModel) -> None:
         """Give every process the main one's entries."""
         if self.accelerator.num_processes > 1:
             for entries in model.quantizer.codebook.parameters():
@@ -161,15 +163,15 @@ class TokenFlowTrainer(Trainer):
             self._pictures = (pixel_values, output.pixel_values.detach())
         return (loss, output) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The model's backward pass, then the discriminator's on the same reconstructions."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.is_adversarial:
             weight = self.args.adversarial_weight / self.current_gradient_accumulation_steps
-            self._record({"discriminator_loss": self.adversary.backward(*self._pictures, weight)})
+            self._record({"discriminator_loss": self.adversary.backward(self._pictures[0], self._pictures[1], weight)})
         return loss
 
-    def after_optimizer_step(self):
+    def after_optimizer_step(self) -> None:
         """The discriminator's step, the averaged weights, and the codebook's unused entries."""
         args, next_step = self.args, self.state.global_step + 1
         if self.is_adversarial:
@@ -197,7 +199,7 @@ class TokenFlowTrainer(Trainer):
         return [scale for index, scale in enumerate(scales) if index != dropped]
 
     @torch.no_grad()
-    def _restart_codebook(self, model: TokenFlowModel):
+    def _restart_codebook(self, model: TokenFlowModel) -> None:
         tables = list(model.quantizer.codebook.parameters())
         before = [table.clone() for table in tables]
         restart_unused_entries(model, self._used_by_all(self.codes_used), self._pictures[0])
@@ -216,7 +218,7 @@ class TokenFlowTrainer(Trainer):
     # ---- Logging and evaluation ----
 
     @torch.no_grad()
-    def _record(self, losses: dict[str, torch.Tensor], codes: torch.Tensor | None = None):
+    def _record(self, losses: dict[str, torch.Tensor], codes: torch.Tensor | None = None) -> None:
         for name, loss in losses.items():
             self._log_sums[name] += loss.detach()
             self._log_counts[name] += 1
@@ -238,7 +240,12 @@ class TokenFlowTrainer(Trainer):
 
     @torch.no_grad()
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """
         Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation, with averaged weights.
@@ -246,7 +253,7 @@ class TokenFlowTrainer(Trainer):
         Where several processes share a last batch that is not full, the losses, which are means over batches, count
         the pictures that fill it up, as all metrics do of a stream.
         """
-        model = self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
+        model: Any = self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
         model.eval()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
@@ -275,7 +282,7 @@ class TokenFlowTrainer(Trainer):
     # ---- Saving and resuming ----
 
     @contextmanager
-    def averaged_weights(self):
+    def averaged_weights(self) -> Iterator[None]:
         """The model with its averaged weights in place, where there are any."""
         if self.averaged is None:
             yield
@@ -288,7 +295,7 @@ class TokenFlowTrainer(Trainer):
         finally:
             model.load_state_dict(current)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from."""
         if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call=True)
@@ -296,25 +303,25 @@ class TokenFlowTrainer(Trainer):
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str):
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         self.codes_used = self._used_by_all(self.codes_used)
         if self.args.should_save:
             states = {name: part.state_dict() for name, part in self._stateful_parts().items()}
             torch.save({"codes_used": self.codes_used, **states}, Path(output_dir, EXTRA_STATE_NAME))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.load_extra_state(checkpoint)
 
-    def load_checkpoint(self, checkpoint: str):
+    def load_checkpoint(self, checkpoint: str) -> None:
         """Load a checkpoint to evaluate or save it, not to train on."""
         self._load_from_checkpoint(checkpoint)
         self.load_extra_state(checkpoint)
         self.state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
 
-    def load_extra_state(self, checkpoint: str):
+    def load_extra_state(self, checkpoint: str) -> None:
         """What a checkpoint holds beside Trainer's own: discriminator, its optimizer, averaged weights, usage."""
         state = load_extra_state(checkpoint, self.args.device)
         self.codes_used.copy_(state["codes_used"])
@@ -324,7 +331,7 @@ class TokenFlowTrainer(Trainer):
             else:
                 logger.warning(f"{checkpoint} was trained without {name}, which starts anew")
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.averaged is not None:
             self.averaged.load_state_dict(
