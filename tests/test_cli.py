@@ -421,7 +421,7 @@ class TestReconstruct:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(self, tmp_path_factory) -> Path:
+def checkpoint(tmp_path_factory) -> Path:
     shapes = json.loads(TINY_CHECKPOINT.read_text())["state_dict"]
     generator = torch.Generator().manual_seed(0)
     weights = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}

@@ -3,7 +3,6 @@
 
 import json
 import math
-import random
 import signal
 import subprocess
 import sys
@@ -66,7 +65,8 @@ def everything(trainer: Any) -> dict[str, Any]:
         "discriminator_optimizer": trainer.adversary.optimizer.state_dict(),
         "averaged": trainer.averaged.state_dict(),
         "codes_used": trainer.codes_used,
-        "generators": [random.getstate(), np.random.get_state(), torch.random.get_rng_state()],
+        # Python's own generator serves nothing in training, but some imports draw from it.
+        "generators": [np.random.get_state(), torch.random.get_rng_state()],
     }
 
 

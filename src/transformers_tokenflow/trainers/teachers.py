@@ -47,12 +47,12 @@ class Teacher(nn.Module):
 class OpenClipTower(nn.Module):
     """Patch features of an open_clip model: of its own ViT after the last norm and the projection, of timm's as is."""
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         super().__init__()
-        self.visual: Any = visual
+        self.visual = visual
         self.is_timm = hasattr(visual, "trunk")
         if not self.is_timm:
-            self.visual.output_tokens = True
+            visual.output_tokens = True
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
