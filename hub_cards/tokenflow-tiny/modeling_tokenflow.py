@@ -246,7 +246,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             ValueError: the codes end inside a scale, lie outside the codebook, or are no integers.
         """
         self._check_codes(codes)
-        return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1].contiguous())
+        return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1])
 
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.is_floating_point() or codes.dtype == torch.bool:
@@ -266,7 +266,8 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             quantized: (B, d_sem + d_pix, grid, grid).
             size: side of the pictures; by default the configuration's, in proportion to the grid.
         """
-        quantized = quantized.to(self.pixel_decoder.conv_in.weight.dtype)
+        # One layout whatever they came from: convolutions of another one round differently.
+        quantized = quantized.to(self.pixel_decoder.conv_in.weight.dtype).contiguous()
         semantic, pixel = quantized.split(self.quantizer.dims, dim=1)
         pixel_values = self.pixel_decoder(pixel if self.pixel_encoder is not None else semantic)
         if size is None:
