@@ -32,9 +32,9 @@ def reconstruct_all(sources: list[Path], tokenizer: Tokenizer) -> tuple[list[Rec
 
 def psnr_table(reconstructions: list[Reconstruction], scales: list[int]) -> Table:
     """PSNR of every picture for every prefix of scales."""
-    table = Table("PSNR (dB) after scale", *(f"{scale}×{scale}" for scale in scales))
+    table = Table("picture", *(f"{scale}×{scale}" for scale in scales), title="PSNR (dB) after each scale")
     for reconstruction in reconstructions:
-        name = Path(reconstruction.path).name.replace("[", r"\[")
+        name = Path(reconstruction.path).stem.replace("[", r"\[")
         table.add_row(name, *(f"{value:.1f}" for value in reconstruction.psnrs))
     means = [sum(values) / len(values) for values in zip(*(item.psnrs for item in reconstructions), strict=True)]
     table.add_section()

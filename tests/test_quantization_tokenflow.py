@@ -97,16 +97,15 @@ def test_the_weight_decides_between_the_codebooks():
 
 def test_memory_of_the_search_is_bounded():
     sizes = []
-    original = torch.Tensor.__matmul__
+    original = torch.mm
 
-    def record(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        result = original(self, other)
-        sizes.append(result.numel())
-        return result
+    def record(keys: torch.Tensor, queries: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        sizes.append(out.numel())
+        return original(keys, queries, out=out)
 
     with (
         mock.patch.object(quantization_tokenflow, "SEARCH_CHUNK", 4096),
-        mock.patch.object(torch.Tensor, "__matmul__", record),
+        mock.patch.object(torch, "mm", record),
     ):
         nearest_entries(torch.randn(1000, 4), torch.randn(96, 4))
     assert len(sizes) > 1 and max(sizes) <= 4096

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trai
 
 from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers.objective import gradient_ratio
+from transformers_tokenflow.trainers.pictures import log_picture
 from transformers_tokenflow.trainers.recipe import last_checkpoint
 from transformers_tokenflow.trainers.tokenizer import EXTRA_STATE_NAME
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+# What `accelerate launch` calls for several devices; on CPUs alone it starts one process, whatever it is told.
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def run_script(command: list[str]) -> subprocess.CompletedProcess:
@@ -188,8 +190,10 @@ def test_averaged_weights_are_evaluated_and_saved_and_checkpoints_hold_the_raw_o
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     uninterrupted.save_model(str(tmp_path / "model"))
     assert_same(load_file(tmp_path / "model" / "model.safetensors"), dict(averaged))
-    checkpoint = Path(uninterrupted.args.output_dir) / "checkpoint-20"
-    assert_same(load_file(checkpoint / "model.safetensors"), raw)
+    uninterrupted.save_model(_internal_call=True)  # as `push_to_hub` does
+    output = Path(uninterrupted.args.output_dir)
+    assert_same(load_file(output / "model.safetensors"), dict(averaged))
+    assert_same(load_file(output / "checkpoint-20" / "model.safetensors"), raw)
     assert_same(dict(uninterrupted.model.state_dict()), raw)
 
     metrics = uninterrupted.evaluate()
@@ -357,6 +361,15 @@ def test_reconstructions_reach_tensorboard(tmp_path):
     assert (tmp_path / "pictures" / "eval_reconstruction-2.png").is_file()
 
 
+@pytest.mark.parametrize("library", ["_wandb", "_trackio"])
+def test_reconstructions_reach_other_trackers(tmp_path, library):
+    sent = []
+    tracker = SimpleNamespace(Image=lambda path: Path(path).read_bytes(), log=sent.append)
+    callbacks = [SimpleNamespace(**{library: tracker}, _initialized=is_ready) for is_ready in (False, True)]
+    log_picture("eval", torch.zeros(3, 4, 4), 7, tmp_path, callbacks)
+    assert sent == [{"eval": (tmp_path / "eval-7.png").read_bytes(), "train/global_step": 7}]
+
+
 def test_training_lowers_the_loss(tmp_path):
     trainer = tiny_trainer(tmp_path, max_steps=30, learning_rate=3e-3, per_device_train_batch_size=8)
     trainer.train()
@@ -446,6 +459,7 @@ def test_two_processes_train_with_everything_and_resume(tmp_path):
     for output, kill_at in (("whole", -1), ("parts", 6), ("parts", -1)):
         finished = run_script([*LAUNCH, str(SCRIPT), str(tmp_path / output), str(kill_at), json.dumps(changes)])
         assert (finished.returncode == 0) == (kill_at < 0), finished.stderr
+    assert (tmp_path / "parts" / "checkpoint-4" / "rng_state_1.pth").is_file()  # two processes it was
     for name in ("checkpoint-8/model.safetensors", "model.safetensors"):
         assert_same(load_file(tmp_path / "parts" / name), load_file(tmp_path / "whole" / name))
     states = [

@@ -266,14 +266,15 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             quantized: (B, d_sem + d_pix, grid, grid).
             size: side of the pictures; by default the configuration's, in proportion to the grid.
         """
-        # One layout whatever they came from: convolutions of another one round differently.
-        quantized = quantized.to(self.pixel_decoder.conv_in.weight.dtype).contiguous()
+        # One layout whatever they came from, since convolutions of another one round differently: the official one.
+        dtype = self.pixel_decoder.conv_in.weight.dtype
+        quantized = quantized.to(dtype).contiguous(memory_format=torch.channels_last)
         semantic, pixel = quantized.split(self.quantizer.dims, dim=1)
         pixel_values = self.pixel_decoder(pixel if self.pixel_encoder is not None else semantic)
         if size is None:
             size = round(quantized.shape[-1] * self.config.image_size / self.config.grid_size)
         return TokenFlowDecoderOutput(
-            pixel_values=resize_pixels(pixel_values, size),
+            pixel_values=resize_pixels(pixel_values, size).contiguous(),
             semantic_features=self.semantic_decoder(semantic) if self.semantic_decoder is not None else None,
         )
 

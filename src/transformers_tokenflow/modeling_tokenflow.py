@@ -274,7 +274,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         if size is None:
             size = round(quantized.shape[-1] * self.config.image_size / self.config.grid_size)
         return TokenFlowDecoderOutput(
-            pixel_values=resize_pixels(pixel_values, size),
+            pixel_values=resize_pixels(pixel_values, size).contiguous(),
             semantic_features=self.semantic_decoder(semantic) if self.semantic_decoder is not None else None,
         )
 
