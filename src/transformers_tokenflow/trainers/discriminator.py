@@ -54,6 +54,18 @@ def generator_loss(fake: torch.Tensor) -> torch.Tensor:
     return -fake.mean()
 
 
+class DiscriminatorLoss(nn.Module):
+    """A discriminator's own loss of real and reconstructed pictures, as a module, for `DistributedDataParallel`."""
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """Two batches (B, 3, H, W) in [-1, 1] -> ()"""
+        return discriminator_loss(self.discriminator(real), self.discriminator(fake))
+
+
 class Adversary:
     """
     A discriminator with an Adam of its own, which takes its step after the model's.
@@ -78,12 +90,10 @@ class Adversary:
     ):
         self.discriminator = discriminator.to(device)
         self.device = device
-        self.replica = self.discriminator
+        self.loss: nn.Module = DiscriminatorLoss(self.discriminator)
         if num_processes > 1:
-            # Batch statistics are each process's own. Broadcasting the running ones, which nothing reads, between the
-            # two forward passes of a step would spoil its backward pass.
-            devices = None if device.type == "cpu" else [device]
-            self.replica = DistributedDataParallel(discriminator, device_ids=devices, broadcast_buffers=False)
+            # Gradients are averaged; the batch statistics of the norms are each process's own.
+            self.loss = DistributedDataParallel(self.loss, device_ids=None if device.type == "cpu" else [device])
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=betas)
 
     def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
@@ -97,7 +107,7 @@ class Adversary:
     def backward(self, real: torch.Tensor, fake: torch.Tensor, weight: float) -> torch.Tensor:
         """Add the gradient of the discriminator's own loss, times the weight; returns the loss."""
         with torch.autocast(self.device.type, enabled=False):
-            loss = discriminator_loss(self.replica(real.float()), self.replica(fake.float()))
+            loss = self.loss(real.float(), fake.float())
         (weight * loss).backward()
         return loss.detach()
 

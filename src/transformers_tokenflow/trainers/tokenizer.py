@@ -102,7 +102,7 @@ class TokenFlowTrainer(Trainer):
         args = self.args
         discriminator = PatchDiscriminator(args.discriminator_channels, args.discriminator_num_layers)
         if args.discriminator_from is not None:
-            state = load_extra_state(args.discriminator_from, torch.device("cpu"))
+            state = load_extra_state(args.discriminator_from)
             if "discriminator" not in state:
                 raise ValueError(f"the checkpoint {args.discriminator_from} was trained without a discriminator")
             discriminator.load_state_dict(state["discriminator"])
@@ -323,7 +323,7 @@ class TokenFlowTrainer(Trainer):
 
     def load_extra_state(self, checkpoint: str) -> None:
         """What a checkpoint holds beside Trainer's own: discriminator, its optimizer, averaged weights, usage."""
-        state = load_extra_state(checkpoint, self.args.device)
+        state = load_extra_state(checkpoint)
         self.codes_used.copy_(state["codes_used"])
         for name, part in self._stateful_parts().items():
             if name in state:
@@ -334,9 +334,7 @@ class TokenFlowTrainer(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.averaged is not None:
-            self.averaged.load_state_dict(
-                load_extra_state(self.state.best_model_checkpoint, self.args.device)["averaged"]
-            )
+            self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
 
     def _stateful_parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {}
@@ -348,9 +346,9 @@ class TokenFlowTrainer(Trainer):
         return parts
 
 
-def load_extra_state(checkpoint: str, device: torch.device) -> dict[str, Any]:
+def load_extra_state(checkpoint: str) -> dict[str, Any]:
     """
-    What [`TokenFlowTrainer`] adds to a checkpoint.
+    What [`TokenFlowTrainer`] adds to a checkpoint, on the CPU.
 
     Raises:
         ValueError: the folder has none, as with `save_only_model`.
@@ -358,4 +356,4 @@ def load_extra_state(checkpoint: str, device: torch.device) -> dict[str, Any]:
     path = Path(checkpoint, EXTRA_STATE_NAME)
     if not path.is_file():
         raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
-    return torch.load(path, map_location=device, weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
