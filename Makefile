@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## Reconstruct pictures and draw a contact sheet; IMAGES="a.jpg b.png" adds your own
-	OMP_NUM_THREADS= $(BIN)/python demo/demo.py $(IMAGES)
+	env -u OMP_NUM_THREADS $(BIN)/python demo/demo.py $(IMAGES)
 
 test: setup ## Run the tests that CI runs; PYTEST_ARGS="-k name" narrows them
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(PYTEST_ARGS)
@@ -45,7 +45,7 @@ typecheck: setup ## Check the package's types
 	$(BIN)/mypy
 
 bench: setup ## Measure the tokenizer against the naive formulation and the machine's peak
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/tokenizer.py
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
 
 constraints: setup ## Write the installed versions to constraints.txt
 	echo '# The versions that are tested, direct and transitive; `make constraints` writes them anew.' > constraints.txt

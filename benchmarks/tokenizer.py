@@ -1,6 +1,6 @@
 """Speed and memory of the image tokenizer beside the naive formulation and this machine's own limits.
 
-python benchmarks/tokenizer.py [--model FOLDER_OR_PRESET] [--quick]
+python -m benchmarks.tokenizer [--model FOLDER_OR_PRESET] [--quick]
 
 Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
 """
