@@ -161,7 +161,7 @@ def test_everything_that_datasets_reads(sources, kind, streaming):
 def test_training_stream_never_ends_and_repeats_itself_for_the_same_seed(sources):
     def read(count: int, seed: int) -> torch.Tensor:
         stream = load_pictures(
-            transform=PictureTransform(32), streaming=True, seed=seed, shuffle_buffer=3, **sources["parquet"]
+            transform=PictureTransform(32), streaming=True, seed=seed, shuffle_buffer=3, **sources["imagefolder"]
         )
         return torch.stack([item["pixel_values"] for item in itertools.islice(stream, count)])
 
@@ -170,6 +170,22 @@ def test_training_stream_never_ends_and_repeats_itself_for_the_same_seed(sources
     assert not torch.equal(read(20, seed=1), first)
     # Crops and flips of a picture differ between passes.
     assert len(first.flatten(1).unique(dim=0)) > 12
+
+
+def test_processes_share_out_the_files_of_a_stream(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            for index, picture in enumerate(gradient_pictures(3, seed=shard)):
+                picture.save(tmp_path / "picture.png")
+                tar.add(tmp_path / "picture.png", f"{index}.png")
+    transform = PictureTransform(32, min_crop=1.0, flip=False)
+    files = {"train": str(tmp_path / "train-*.tar")}
+    stream = load_pictures("webdataset", transform, streaming=True, column="png", data_files=files)
+    seen = []
+    for index in range(2):
+        items = itertools.islice(stream.shard(num_shards=2, index=index), 12)
+        seen.append({item["pixel_values"].numpy().tobytes() for item in items})
+    assert [len(pictures) for pictures in seen] == [3, 3] and not seen[0] & seen[1]
 
 
 def test_broken_pictures_of_a_stream_are_skipped(tmp_path, caplog):
