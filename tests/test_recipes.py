@@ -33,11 +33,13 @@ def read(name: str) -> dict[str, Any]:
 
 
 def config_of(name: str) -> TokenFlowConfig:
-    """The configuration of a shipped recipe's model; for a trained TokenFlow-B stands its preset."""
+    """The configuration of a shipped recipe's model; for a trained one stands that of the recipe that trains it."""
     section = dict(read(name)["model"])
     if "from_pretrained" in section:
-        assert section.pop("from_pretrained") == read("tokenflow-b.yaml")["training"]["output_dir"]
-        section["preset"] = "tokenflow-b"
+        folder, changes = section.pop("from_pretrained"), section.pop("config", {})
+        source = next(other for other in NAMES if read(other)["training"]["output_dir"] == folder)
+        section = dict(read(source)["model"])
+        section["config"] = {**section.get("config", {}), **changes}
     return recipes.make_config(section)
 
 
