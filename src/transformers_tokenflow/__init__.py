@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from .configuration_tokenflow import TokenFlowConfig
+from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
+from .generation_tokenflow import NextScaleGenerationMixin
 from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
 from .image_processing_tokenflow import TokenFlowImageProcessor
 from .modeling_tokenflow import TokenFlowModel, TokenFlowOutput
+from .modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from .quantization_tokenflow import TokenFlowQuantizer
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 
 AutoConfig.register("tokenflow", TokenFlowConfig, exist_ok=True)
 AutoModel.register(TokenFlowConfig, TokenFlowModel, exist_ok=True)
+AutoConfig.register("tokenflow_text_to_image", TokenFlowTextToImageConfig, exist_ok=True)
+AutoModel.register(TokenFlowTextToImageConfig, TokenFlowForTextToImage, exist_ok=True)
 AutoImageProcessor.register(
     TokenFlowConfig,
     image_processor_classes={"torchvision": TokenFlowImageProcessor, "pil": TokenFlowImageProcessorPil},
@@ -27,6 +31,8 @@ AutoImageProcessor.register(
 # `save_pretrained` of these writes their modules and an `auto_map`, so that the folder works without this package.
 TokenFlowConfig.register_for_auto_class()
 TokenFlowModel.register_for_auto_class("AutoModel")
+TokenFlowTextToImageConfig.register_for_auto_class()
+TokenFlowForTextToImage.register_for_auto_class("AutoModel")
 TokenFlowImageProcessor.register_for_auto_class()
 TokenFlowImageProcessorPil.register_for_auto_class()
 
@@ -50,10 +56,13 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "NextScaleGenerationMixin",
     "TokenFlowConfig",
+    "TokenFlowForTextToImage",
     "TokenFlowImageProcessor",
     "TokenFlowImageProcessorPil",
     "TokenFlowModel",
     "TokenFlowOutput",
     "TokenFlowQuantizer",
+    "TokenFlowTextToImageConfig",
 ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of the tokenizer's training."""
+"""Arguments of the trainers."""
 
 from dataclasses import dataclass, field
 
@@ -7,15 +7,49 @@ from transformers import TrainingArguments
 
 
 @dataclass
-class TokenFlowTrainingArguments(TrainingArguments):
+class CommonTrainingArguments(TrainingArguments):
+    """Arguments that all trainers of the package have."""
+
+    # Of those that may come as a string of JSON.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "part_learning_rates"]
+
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights, which are evaluated and saved; 0: none."}
+    )
+    part_learning_rates: dict | str | None = field(
+        default=None, metadata={"help": "Learning rates by module prefix, such as {'semantic_encoder': 1e-5}."}
+    )
+    trainable_parts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Module prefixes to train, all others are frozen: ['pixel_decoder'] trains a new decoder."},
+    )
+    logged_pictures: int = field(default=8, metadata={"help": "Pictures of an evaluation that are logged."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_probabilities("ema_decay")
+        if not isinstance(self.part_learning_rates, dict | None):
+            raise ValueError(f"part_learning_rates must map prefixes to rates; got {self.part_learning_rates!r}")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs: start one per GPU with `accelerate launch`, or show it a single "
+                "one with CUDA_VISIBLE_DEVICES"
+            )
+
+    def _check_probabilities(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
+
+
+@dataclass
+class TokenFlowTrainingArguments(CommonTrainingArguments):
     """
     Arguments of [`TokenFlowTrainer`], with the official code's settings as defaults.
 
     Weights of the codebook, commitment and entropy losses belong to the quantiser: see [`TokenFlowConfig`].
     """
-
-    # Of those that may come as a string of JSON.
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "part_learning_rates"]
 
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of Adam."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (paper Table 11)."})
@@ -41,16 +75,6 @@ class TokenFlowTrainingArguments(TrainingArguments):
     scale_dropout: float = field(
         default=0.1, metadata={"help": "Probability that a step leaves out one random scale, never the first."}
     )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of the averaged weights, which are evaluated and saved; 0: none."}
-    )
-    part_learning_rates: dict | str | None = field(
-        default=None, metadata={"help": "Learning rates by module prefix, such as {'semantic_encoder': 1e-5}."}
-    )
-    trainable_parts: list[str] | None = field(
-        default=None,
-        metadata={"help": "Module prefixes to train, all others are frozen: ['pixel_decoder'] trains a new decoder."},
-    )
     codebook_initialization: str = field(
         default="random", metadata={"help": "'random', or 'kmeans' to cluster features of the training pictures."}
     )
@@ -58,20 +82,50 @@ class TokenFlowTrainingArguments(TrainingArguments):
     codebook_restart_steps: int = field(
         default=0, metadata={"help": "Every so many steps entries that were not used since are moved; 0: never."}
     )
-    logged_pictures: int = field(default=8, metadata={"help": "Pictures of an evaluation that are logged."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.codebook_initialization not in ("random", "kmeans"):
             raise ValueError(f"codebook_initialization is 'random' or 'kmeans'; got {self.codebook_initialization!r}")
-        for name in ("scale_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
-        if not isinstance(self.part_learning_rates, dict | None):
-            raise ValueError(f"part_learning_rates must map prefixes to rates; got {self.part_learning_rates!r}")
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {self.n_gpu} GPUs: start one per GPU with `accelerate launch`, or show it a single "
-                "one with CUDA_VISIBLE_DEVICES"
-            )
+        self._check_probabilities("scale_dropout")
+
+
+@dataclass
+class TextToImageTrainingArguments(CommonTrainingArguments):
+    """Arguments of [`TextToImageTrainer`], with the official settings as defaults."""
+
+    _VALID_DICT_FIELDS = [*CommonTrainingArguments._VALID_DICT_FIELDS, "sample_options"]
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate (official)."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=5_000, metadata={"help": "Steps of linear warm-up (official)."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Of matrices, not of norms and biases (official)."})
+    max_grad_norm: float = field(default=0.5, metadata={"help": "Norm that gradients are clipped to (official)."})
+    text_dropout: float = field(
+        default=0.1, metadata={"help": "Probability that a caption is left out, which guidance needs (paper)."}
+    )
+    first_sentence_probability: float = field(
+        default=0.2, metadata={"help": "Probability that a caption is cut to its first sentence (paper)."}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "Prompts of pictures that are drawn at every evaluation, with fixed seeds."}
+    )
+    sample_options: dict | str | None = field(
+        default=None, metadata={"help": "How they are drawn, as `generate` takes it: {'guidance_scale': 3.0}."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train adapters of this rank on attention and MLP, nothing else; 0: everything."}
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained in full beside them: ['visual_head', 'projector']."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_probabilities("text_dropout", "first_sentence_probability")
+        if not isinstance(self.sample_options, dict | None):
+            raise ValueError(f"sample_options must map options to values; got {self.sample_options!r}")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative; got {self.lora_rank}")
+        if self.lora_modules_to_save and self.lora_rank == 0:
+            raise ValueError("lora_modules_to_save stand beside adapters: set lora_rank too")

@@ -3,57 +3,27 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import logging
 
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
+from .base import BaseTrainer, load_extra_state
 from .codebook import initialize_codebook, restart_unused_entries
-from .data import PictureDataset
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
-from .parameters import check_prefixes, parameter_groups, select_trainable
+from .parameters import select_trainable
 from .pictures import comparison, log_picture, mean_psnr, psnr
 from .teachers import Teacher
 
-logger = logging.get_logger(__name__)
-
 __all__ = ["TokenFlowTrainer", "TokenFlowTrainingArguments", "mean_psnr"]
 
-EXTRA_STATE_NAME = "tokenflow_trainer.pt"
 
-
-class _StepCallback(TrainerCallback):
-    """What happens around the optimizer's step, which Trainer offers no method for."""
-
-    def __init__(self, trainer: "TokenFlowTrainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0 and args.codebook_initialization == "kmeans":
-            self.trainer.initialize_codebook()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
-        if isinstance(self.trainer.train_dataset, PictureDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_optimizer_step()
-
-
-class TokenFlowTrainer(Trainer):
+class TokenFlowTrainer(BaseTrainer):
     """
     Trains a [`TokenFlowModel`]: reconstruction, distillation, quantiser, perceptual and adversarial losses.
 
@@ -76,7 +46,6 @@ class TokenFlowTrainer(Trainer):
         self, model: TokenFlowModel, args: TokenFlowTrainingArguments, teacher: Teacher | None = None, **kwargs: Any
     ):
         select_trainable(model, args.trainable_parts)
-        check_prefixes(model, args.part_learning_rates or ())
         if teacher is None and model.semantic_decoder is not None:
             model.semantic_decoder.requires_grad_(False)
         if args.adaptive_adversarial_weight and not model.pixel_decoder.conv_out.weight.requires_grad:
@@ -86,15 +55,9 @@ class TokenFlowTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.adversary = self._create_adversary() if args.adversarial_weight > 0 else None
         self.objective = Objective(args, teacher, self.adversary)
-        self.averaged: AveragedModel | None = None
-        if args.ema_decay > 0:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
         self.codes_used = torch.zeros(model.config.codebook_size, dtype=torch.bool, device=args.device)
-        self._log_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
-        self._log_counts: dict[str, int] = defaultdict(int)
         self._codes_logged = torch.zeros_like(self.codes_used)
         self._pictures: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.add_callback(_StepCallback(self))
 
     # ---- Setting up ----
 
@@ -114,18 +77,10 @@ class TokenFlowTrainer(Trainer):
             (args.adam_beta1, args.adam_beta2),
         )
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that the arguments name, with a learning rate per part."""
-        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        if optimizer is None:
-            args, optimized = self.args, self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(optimized))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
-            groups = parameter_groups(
-                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed
-            )
-            self.optimizer = optimizer_class(groups, **options)
-        return self.optimizer
+    def before_first_step(self) -> None:
+        """Starts the codebook where the arguments say."""
+        if self.args.codebook_initialization == "kmeans":
+            self.initialize_codebook()
 
     def initialize_codebook(self) -> None:
         """K-means over features of the first training batches."""
@@ -182,8 +137,7 @@ class TokenFlowTrainer(Trainer):
             if next_step + args.codebook_restart_steps <= self.state.max_steps:
                 self._restart_codebook(model)
             self.codes_used.zero_()
-        if self.averaged is not None:
-            self.averaged.update_parameters(model)
+        super().after_optimizer_step()
 
     @property
     def is_adversarial(self) -> bool:
@@ -219,9 +173,7 @@ class TokenFlowTrainer(Trainer):
 
     @torch.no_grad()
     def _record(self, losses: dict[str, torch.Tensor], codes: torch.Tensor | None = None) -> None:
-        for name, loss in losses.items():
-            self._log_sums[name] += loss.detach()
-            self._log_counts[name] += 1
+        self.record(losses)
         if codes is not None:
             self.codes_used[codes.flatten()] = True
             self._codes_logged[codes.flatten()] = True
@@ -229,12 +181,7 @@ class TokenFlowTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds every loss by name and the share of the codebook used since the last log."""
         if "loss" in logs:
-            for name, total in self._log_sums.items():
-                mean = total / self._log_counts[name]
-                logs[name] = round(self.accelerator.reduce(mean, "mean").item(), 6)
             logs["codebook_utilization"] = self._used_by_all(self._codes_logged).float().mean().item()
-            self._log_sums.clear()
-            self._log_counts.clear()
             self._codes_logged.zero_()
         super().log(logs, *args, **kwargs)
 
@@ -281,79 +228,21 @@ class TokenFlowTrainer(Trainer):
 
     # ---- Saving and resuming ----
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The model with its averaged weights in place, where there are any."""
-        if self.averaged is None:
-            yield
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.averaged.module.state_dict())
-        try:
-            yield
-        finally:
-            model.load_state_dict(current)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from."""
-        if _internal_call and output_dir is not None:
-            super().save_model(output_dir, _internal_call=True)
-            return
-        with self.averaged_weights():
-            super().save_model(output_dir, _internal_call)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        self.codes_used = self._used_by_all(self.codes_used)
-        if self.args.should_save:
-            states = {name: part.state_dict() for name, part in self._stateful_parts().items()}
-            torch.save({"codes_used": self.codes_used, **states}, Path(output_dir, EXTRA_STATE_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.load_extra_state(checkpoint)
-
-    def load_checkpoint(self, checkpoint: str) -> None:
-        """Load a checkpoint to evaluate or save it, not to train on."""
-        self._load_from_checkpoint(checkpoint)
-        self.load_extra_state(checkpoint)
-        self.state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
-
-    def load_extra_state(self, checkpoint: str) -> None:
-        """What a checkpoint holds beside Trainer's own: discriminator, its optimizer, averaged weights, usage."""
-        state = load_extra_state(checkpoint)
-        self.codes_used.copy_(state["codes_used"])
-        for name, part in self._stateful_parts().items():
-            if name in state:
-                part.load_state_dict(state[name])
-            else:
-                logger.warning(f"{checkpoint} was trained without {name}, which starts anew")
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.averaged is not None:
-            self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
-
-    def _stateful_parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
+    def stateful_parts(self) -> dict[str, Any]:
+        """The discriminator and its optimizer, where there is one, and the averaged weights."""
+        parts = super().stateful_parts()
         if self.adversary is not None:
             parts["discriminator"] = self.adversary.discriminator
             parts["discriminator_optimizer"] = self.adversary.optimizer
-        if self.averaged is not None:
-            parts["averaged"] = self.averaged
         return parts
 
+    def extra_state(self) -> dict[str, Any]:
+        """The codebook's usage beside the parts."""
+        self.codes_used = self._used_by_all(self.codes_used)
+        return {"codes_used": self.codes_used, **super().extra_state()}
 
-def load_extra_state(checkpoint: str) -> dict[str, Any]:
-    """
-    What [`TokenFlowTrainer`] adds to a checkpoint, on the CPU.
-
-    Raises:
-        ValueError: the folder has none, as with `save_only_model`.
-    """
-    path = Path(checkpoint, EXTRA_STATE_NAME)
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    def load_extra_state(self, checkpoint: str) -> dict[str, Any]:
+        """Load discriminator, its optimizer, averaged weights, and usage."""
+        state = super().load_extra_state(checkpoint)
+        self.codes_used.copy_(state["codes_used"])
+        return state

@@ -1,0 +1,191 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""What the package's trainers share: averaged weights, a state of their own in checkpoints, logs by name."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging
+
+from .arguments import CommonTrainingArguments
+from .parameters import check_prefixes, parameter_groups
+
+logger = logging.get_logger(__name__)
+
+EXTRA_STATE_NAME = "tokenflow_trainer.pt"
+
+
+class _StepCallback(TrainerCallback):
+    """What happens around the optimizer's step, which Trainer offers no method for."""
+
+    def __init__(self, trainer: "BaseTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.before_first_step()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
+        if isinstance(self.trainer.train_dataset, torch.utils.data.Dataset):
+            set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(int(state.epoch))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_optimizer_step()
+
+
+class BaseTrainer(Trainer):
+    """
+    A Trainer with averaged weights, learning rates by part, means logged by name, and more state in its checkpoints.
+
+    Args:
+        model: what is trained.
+        args: [`CommonTrainingArguments`], or arguments derived from them.
+        kwargs: of `transformers.Trainer`.
+
+    Raises:
+        ValueError: a setting names a part that the model does not have.
+    """
+
+    def __init__(self, model: nn.Module, args: CommonTrainingArguments, **kwargs: Any) -> None:
+        check_prefixes(model, args.part_learning_rates or ())
+        super().__init__(model=model, args=args, **kwargs)
+        self.averaged: AveragedModel | None = None
+        if args.ema_decay > 0:
+            self.averaged = AveragedModel(self.averaged_part(), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+        self._log_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
+        self._log_counts: dict[str, int] = defaultdict(int)
+        self.add_callback(_StepCallback(self))
+
+    # ---- Hooks ----
+
+    def before_first_step(self) -> None:
+        """Called once, when training begins and is not resumed."""
+
+    def after_optimizer_step(self) -> None:
+        """Called after each step of the optimizer, before it is counted."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.averaged_part())
+
+    def averaged_part(self) -> nn.Module:
+        """What the averaged weights are an average of: a module that shares its parameters with the model."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # ---- Optimizer and logs ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments name, with a learning rate per part."""
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None:
+            args, optimized = self.args, self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(optimized))
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
+            groups = parameter_groups(
+                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    @torch.no_grad()
+    def record(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add scalars to the means that the next log shows by name."""
+        for name, value in values.items():
+            self._log_sums[name] += value.detach()
+            self._log_counts[name] += 1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of everything recorded since the last log of training."""
+        if "loss" in logs:
+            for name, total in self._log_sums.items():
+                mean = total / self._log_counts[name]
+                logs[name] = round(self.accelerator.reduce(mean, "mean").item(), 6)
+            self._log_sums.clear()
+            self._log_counts.clear()
+        super().log(logs, *args, **kwargs)
+
+    # ---- Saving and resuming ----
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model with its averaged weights in place, where there are any."""
+        if self.averaged is None:
+            yield
+            return
+        part = self.averaged_part()
+        current = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+        part.load_state_dict(self.averaged.module.state_dict())
+        try:
+            yield
+        finally:
+            part.load_state_dict(current)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from."""
+        if _internal_call and output_dir is not None:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        with self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """What is part of every checkpoint beside Trainer's own, by name."""
+        return {"averaged": self.averaged} if self.averaged is not None else {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """The state of `stateful_parts`; called in every process."""
+        return {name: part.state_dict() for name, part in self.stateful_parts().items()}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.extra_state()
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, EXTRA_STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.load_extra_state(checkpoint)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Load a checkpoint to evaluate or save it, not to train on."""
+        self._load_from_checkpoint(checkpoint)
+        self.load_extra_state(checkpoint)
+        self.state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+
+    def load_extra_state(self, checkpoint: str) -> dict[str, Any]:
+        """Load what `extra_state` gave, and return it."""
+        state = load_extra_state(checkpoint)
+        for name, part in self.stateful_parts().items():
+            if name in state:
+                part.load_state_dict(state[name])
+            else:
+                logger.warning(f"{checkpoint} was trained without {name}, which starts anew")
+        return state
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.averaged is not None:
+            self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
+
+
+def load_extra_state(checkpoint: str) -> dict[str, Any]:
+    """
+    What [`BaseTrainer`] adds to a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: the folder has none, as with `save_only_model`.
+    """
+    path = Path(checkpoint, EXTRA_STATE_NAME)
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
+    return torch.load(path, map_location="cpu", weights_only=True)
