@@ -119,13 +119,13 @@ def best_scores(logits: torch.Tensor, top_k: int, is_sorted: bool) -> tuple[torc
     size = logits.shape[-1]
     if top_k == 0 or top_k >= size:
         return logits.sort(dim=-1, descending=True) if is_sorted else (logits, None)
-    scores, entries = logits.topk(top_k, dim=-1)
-    worst = scores[..., -1:]
-    kept = int((logits >= worst).sum(dim=-1).max())
-    if kept > top_k:  # entries that tie with the last one remain
-        scores, entries = logits.topk(kept, dim=-1)
-        scores = scores.masked_fill(scores < worst, -torch.inf)
-    return scores, entries
+    scores, entries = logits.topk(top_k + 1, dim=-1)
+    worst = scores[..., -2:-1]
+    if not (scores[..., -1:] == worst).any():
+        return scores[..., :-1], entries[..., :-1]
+    # Somewhere the next entry ties with the last one: such entries remain, however many they are.
+    scores, entries = logits.topk(int((logits >= worst).sum(dim=-1).max()), dim=-1)
+    return scores.masked_fill(scores < worst, -torch.inf), entries
 
 
 def beyond_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
 from .arguments import CommonTrainingArguments
+from .data import SeededDataset
 from .parameters import check_prefixes, parameter_groups
 
 logger = logging.get_logger(__name__)
@@ -35,10 +36,8 @@ class _StepCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
-        if isinstance(self.trainer.train_dataset, torch.utils.data.Dataset):
-            set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
-            if set_epoch is not None:
-                set_epoch(int(state.epoch))
+        if isinstance(self.trainer.train_dataset, SeededDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step()

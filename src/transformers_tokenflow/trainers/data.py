@@ -70,18 +70,14 @@ def resize_shorter_side(picture: Image.Image, length: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
-class PictureDataset(Dataset):
+class SeededDataset(Dataset):
     """
-    Pictures of a `datasets.Dataset` as `pixel_values`.
-
-    What is random depends on the seed, the epoch and the picture's index alone, so that a resumed run sees the
-    same pictures, whatever the number of workers.
+    A dataset with randomness that depends on the seed, the epoch and the row's index alone, so that a resumed run
+    sees the same, whatever the number of workers.
     """
 
-    def __init__(
-        self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"
-    ) -> None:
-        self.dataset, self.transform, self.seed, self.column = dataset, transform, seed, column
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         # In shared memory, where workers that outlive an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -89,12 +85,25 @@ class PictureDataset(Dataset):
         """Called by the trainer at the beginning of an epoch."""
         self._epoch.fill_(epoch)
 
+    def generator(self, index: int) -> random.Random:
+        """What a row draws from in this epoch."""
+        return random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
+
+
+class PictureDataset(SeededDataset):
+    """Pictures of a `datasets.Dataset` as `pixel_values`."""
+
+    def __init__(
+        self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"
+    ) -> None:
+        super().__init__(seed)
+        self.dataset, self.transform, self.column = dataset, transform, column
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        generator = random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
-        return {"pixel_values": self.transform(self.dataset[index][self.column], generator)}
+        return {"pixel_values": self.transform(self.dataset[index][self.column], self.generator(index))}
 
 
 def stream_pictures(
@@ -154,21 +163,42 @@ def load_pictures(
     Raises:
         ValueError: there is no such column, nothing is left, or a stream is to be limited.
     """
+    dataset = load_rows(path, [column], split, streaming, seed, limits, take, **kwargs)
+    if streaming:
+        return stream_pictures(dataset, transform, seed, column, shuffle_buffer)
+    return PictureDataset(dataset, transform, seed, column)
+
+
+def load_rows(
+    path: str,
+    columns: list[str],
+    split: str = "train",
+    streaming: bool = False,
+    seed: int = 0,
+    limits: dict[str, dict[str, int]] | None = None,
+    take: int | None = None,
+    **kwargs: Any,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Rows of anything that `datasets.load_dataset` reads, which must have the columns.
+
+    Args and errors are those of [`load_pictures`].
+    """
     if streaming and limits:
         raise ValueError(f"rows of a stream can't be counted beforehand: limits={limits} needs streaming=False")
     dataset = datasets.load_dataset(path, split=split, streaming=streaming, **kwargs)
-    for name in (column, *(limits or ())):
+    for name in (*columns, *(limits or ())):
         if dataset.column_names is not None and name not in dataset.column_names:
             raise ValueError(f"{path} has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
     if take is not None:
         dataset = dataset.take(take)
     if streaming:
-        return stream_pictures(dataset, transform, seed, column, shuffle_buffer)
+        return dataset
     for name, counts in (limits or {}).items():
         dataset = limit_rows(dataset, name, counts, seed)
     if len(dataset) == 0:
         raise ValueError(f"no pictures are left of {path}, split {split!r}, with limits {limits}")
-    return PictureDataset(dataset, transform, seed, column)
+    return dataset
 
 
 def limit_rows(dataset: datasets.Dataset, column: str, counts: dict[str, int], seed: int) -> datasets.Dataset:

@@ -1,0 +1,234 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Training of the generator: cross-entropy on the codes of every scale (paper §3.3)."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
+from ..quantization_tokenflow import prefix_lengths
+from .arguments import TextToImageTrainingArguments
+from .base import BaseTrainer
+from .code_data import CaptionTransform, TextToImageCollator, captioned
+from .parameters import select_trainable
+from .pictures import log_picture
+
+# How often in the steps between two logs losses and accuracies are measured per scale, which takes time of its own.
+MEASUREMENTS_PER_LOG = 10
+FIRST_SAMPLE_SEED = 0
+
+
+class TextToImageTrainer(BaseTrainer):
+    """
+    Trains a [`TokenFlowForTextToImage`] on captions with codes, or with pictures that its frozen tokenizer encodes.
+
+    Averaged weights, if there are any, are those of trained parameters alone, and part of every checkpoint.
+
+    Args:
+        model: the generator.
+        args: [`TextToImageTrainingArguments`].
+        train_dataset, eval_dataset: `datasets` with the columns `text` (a text, or a list of texts of which one is
+            drawn) and `codes` or `image`; or anything whose examples have `text` and `codes` (L,) or `pixel_values`
+            (3, H, H) in [-1, 1], such as [`captioned`] makes.
+        processing_class: the processor, which makes prompts of texts.
+        kwargs: of `transformers.Trainer`.
+
+    Raises:
+        ValueError: there is no processor, a setting names a part that the model does not have, or a dataset does not
+            fit the model.
+        ImportError: adapters are asked for, and peft is not installed.
+    """
+
+    def __init__(
+        self,
+        model: TokenFlowForTextToImage,
+        args: TextToImageTrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if processing_class is None:
+            raise ValueError("TextToImageTrainer needs processing_class, the processor that makes prompts of texts")
+        self.tokenizer_config = model.config.tokenizer_config
+        end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
+        if args.lora_rank > 0:
+            model = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        select_trainable(model, args.trainable_parts)
+        random = CaptionTransform(args.text_dropout, args.first_sentence_probability)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._examples(part, CaptionTransform(train=False), args.seed)
+                for name, part in eval_dataset.items()
+            }
+        kwargs.setdefault("data_collator", TextToImageCollator(processing_class, end_ids))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._examples(train_dataset, random, args.seed),
+            eval_dataset=self._examples(eval_dataset, CaptionTransform(train=False), args.seed),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self._drawn_at: int | None = None
+
+    def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
+        """Rows of `datasets` as examples; what is no such dataset gives examples already."""
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            return dataset
+        columns = dataset.column_names
+        if columns is not None and set(columns) in ({"text", "codes"}, {"text", "pixel_values"}):
+            is_prepared = isinstance(dataset, datasets.IterableDataset)
+            if is_prepared:
+                return dataset
+        return captioned(dataset, self.tokenizer_config, captions, seed=seed)
+
+    def averaged_part(self) -> nn.Module:
+        """The trained parameters: the frozen tokenizer would cost memory and time."""
+        model = self.accelerator.unwrap_model(self.model)
+        return nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+    # ---- A step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowTextToImageOutput]:
+        """Cross-entropy on the codes, which pictures are encoded to first."""
+        inputs = self._with_labels(inputs)
+        with self.accelerator.autocast():
+            output = model(**inputs)
+        if model.training and self._is_measured():
+            values = self.measure(output.logits, inputs["labels"])
+            self.record({name: value.mean() for name, value in values.items()})
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _with_labels(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Encoding is no part of mixed precision, so that codes are those that `tokenflow encode` writes."""
+        if "pixel_values" not in inputs:
+            return inputs
+        tokenizer = self.accelerator.unwrap_model(self.model).tokenizer
+        with torch.no_grad():
+            labels = tokenizer.encode(inputs["pixel_values"]).codes
+        return {name: value for name, value in inputs.items() if name != "pixel_values"} | {"labels": labels}
+
+    def _is_measured(self) -> bool:
+        return self.state.global_step % max(1, self.state.logging_steps // MEASUREMENTS_PER_LOG) == 0
+
+    @torch.no_grad()
+    def measure(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Losses among visual tokens and shares of codes that are predicted right, over all and per scale.
+
+        Args:
+            logits: (B, L, K).
+            labels: (B, L).
+
+        Returns:
+            By name, each (B,).
+        """
+        losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+        values = {"code_loss": losses, "accuracy": (logits.argmax(dim=-1) == labels).float()}
+        measures = {"accuracy": values["accuracy"].mean(dim=1)}
+        scales = self.tokenizer_config.scales
+        starts = [0, *prefix_lengths(scales)]
+        for index, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+            for name, value in values.items():
+                measures[f"{name}_scale_{index}"] = value[:, start:end].mean(dim=1)
+        return measures
+
+    # ---- Evaluation ----
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and what `measure` gives, means over pictures, and sample pictures, with averaged weights."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        with self.averaged_weights():
+            for batch in dataloader:
+                inputs = self._with_labels(self._prepare_inputs(batch))
+                with self.accelerator.autocast():
+                    output = model(**inputs)
+                values = self.measure(output.logits, inputs["labels"])
+                values["loss"] = output.loss.repeat(len(inputs["labels"]))
+                values = self.accelerator.gather_for_metrics(values)
+                count += len(values["loss"])
+                for name, value in values.items():
+                    sums[name] += value.sum().item()
+            self._draw_samples(metric_key_prefix)
+        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def _draw_samples(self, prefix: str) -> None:
+        """Log pictures of the prompts, once a step, however many datasets are evaluated."""
+        if self.args.sample_prompts and self._drawn_at != self.state.global_step and self.is_world_process_zero():
+            self._drawn_at = self.state.global_step
+            grid = make_grid(self.draw(self.args.sample_prompts), nrow=min(self.args.logged_pictures, 8))
+            folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
+            log_picture(f"{prefix.split('_')[0]}_samples", grid, self.state.global_step, folder, callbacks)
+
+    @torch.no_grad()
+    def draw(self, prompts: list[str]) -> torch.Tensor:
+        """Pictures of prompts (B, 3, H, H) in [0, 1], by the model as it is; picture i always from seed i."""
+        model = self.accelerator.unwrap_model(self.model)
+        prompt, negative = (self.processing_class(text=text, return_tensors="pt") for text in (prompts, [""]))
+        with self.accelerator.autocast():
+            codes = model.generate(
+                input_ids=prompt["input_ids"].to(self.args.device),
+                attention_mask=prompt["attention_mask"].to(self.args.device),
+                negative_prompt_ids=negative["input_ids"].to(self.args.device),
+                negative_attention_mask=negative["attention_mask"].to(self.args.device),
+                seed=[FIRST_SAMPLE_SEED + index for index in range(len(prompts))],
+                **(self.args.sample_options or {}),
+            ).codes
+        pictures = model.tokenizer.decode(codes).pixel_values
+        return (pictures.float().clamp(-1, 1).cpu() + 1) / 2
+
+
+def read_end_ids(processor: Any) -> list[int]:
+    """What follows an image, officially: the tokens of "</img>" and the end of the sequence."""
+    tokenizer = processor.tokenizer
+    return [*tokenizer("</img>", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def add_adapters(model: TokenFlowForTextToImage, rank: int, modules_to_save: list[str] | None) -> nn.Module:
+    """
+    The model with LoRA adapters (arXiv 2106.09685) on attention and MLP of every layer, and the rest frozen.
+
+    Args:
+        model: the generator, which is changed.
+        rank: of the adapters, which count twice as much as they say (alpha is 2 · rank).
+        modules_to_save: names of modules that are trained in full, such as `visual_head`.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        # By their place: the tokenizer's encoder has projections of the same names.
+        target_modules=r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        modules_to_save=modules_to_save,
+    )
+    return get_peft_model(model, config)
