@@ -12,7 +12,7 @@ import torch
 import typer
 from datasets import load_dataset
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from training.evaluate_tokenizer import main as evaluate
 from transformers_tokenflow import TokenFlowModel
@@ -21,17 +21,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 CARD_PICTURES = 12
 
 
-def save_half(run: Path, folder: Path) -> TokenFlowModel:
-    """Writes weights in fp16 beside a configuration that asks for fp32, which a CPU computes in."""
-    model = TokenFlowModel.from_pretrained(run, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(run)
+def save_half(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Writes weights in fp16 beside a configuration that asks for fp32, which a CPU computes in; gives what is saved."""
     half = {name: tensor.half() for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
-    processor.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return TokenFlowModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return type(model).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
@@ -56,16 +53,21 @@ def draw_pictures(model: TokenFlowModel, folder: Path, data: Path) -> Path:
     return path
 
 
-def write_card(folder: Path, model: TokenFlowModel, training: dict[str, Any]) -> None:
-    """Renders the card from its template and the measured figures."""
+def write_card(folder: Path, template: str, model: PreTrainedModel, **values: Any) -> None:
+    """Renders the card from its template, the measured figures and what else it shows."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined)
-    text = environment.get_template("tokenflow-tiny.md.jinja").render(
+    text = environment.get_template(template).render(
         config=model.config,
         parameters=model.num_parameters(),
         results=json.loads((folder / "results.json").read_text(encoding="utf-8")),
-        training=training,
+        **values,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def folder_size(folder: Path) -> float:
+    """Megabytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def read_training(run: Path) -> dict[str, Any]:
@@ -85,12 +87,12 @@ def main(
     data: Path = Path("data/tiny"),
 ) -> None:
     """Makes FOLDER from RUN."""
-    model = save_half(run, folder)
+    model = save_half(TokenFlowModel.from_pretrained(run, dtype=torch.float32), folder)
+    AutoImageProcessor.from_pretrained(run).save_pretrained(folder)
     evaluate(folder, data=data)
     draw_pictures(model, folder, data)
-    write_card(folder, model, read_training(run))
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    typer.echo(f"{folder}: {size / 1e6:.2f} MB")
+    write_card(folder, "tokenflow-tiny.md.jinja", model, training=read_training(run))
+    typer.echo(f"{folder}: {folder_size(folder):.2f} MB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Makes the small generator's folder from a finished run: weights in fp16, processor, code, figures, pictures, card.
+
+python -m training.export_text_to_image runs/tiny-text-to-image hub_cards/tokenflow-tiny-text-to-image
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from transformers import AutoProcessor
+
+from training.evaluate_generation import Painter
+from training.evaluate_generation import main as evaluate
+from training.export_tiny import folder_size, read_training, save_half, write_card
+from transformers_tokenflow import TokenFlowForTextToImage
+
+CARD_PROMPTS = [
+    "a red apple",
+    "tiger face",
+    "rocket",
+    "sunflower",
+    "pizza",
+    "blue heart",
+    "octopus",
+    "violin",
+    "house with garden",
+    "grinning face",
+    "red car",
+    "snowman",
+]
+
+
+def draw_pictures(folder: Path, rows: int = 3) -> None:
+    """A column per prompt, a row per seed, twice their size."""
+    painter = Painter(folder, batch_size=len(CARD_PROMPTS))
+    batches = [painter.paint(CARD_PROMPTS, seed=100 * row) for row in range(rows)]
+    side = batches[0].shape[-1]
+    sheet = Image.new("RGB", (side * len(CARD_PROMPTS), side * rows), "white")
+    for row, batch in enumerate(batches):
+        for column, picture in enumerate(painter.processor.postprocess(batch)):
+            sheet.paste(picture, (side * column, side * row))
+    sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
+    sheet.quantize(256).save(folder / "pictures.png", optimize=True)
+
+
+def main(
+    run: Annotated[Path, typer.Argument()] = Path("runs/tiny-text-to-image"),
+    folder: Annotated[Path, typer.Argument()] = Path("hub_cards/tokenflow-tiny-text-to-image"),
+    data: Path = Path("data/tiny"),
+    evaluated: Annotated[bool, typer.Option(help="Measure anew; otherwise the folder's results.json is used.")] = True,
+) -> None:
+    """Makes FOLDER from RUN."""
+    model = TokenFlowForTextToImage.from_pretrained(run, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(run)
+    model = save_half(model, folder)
+    processor.save_pretrained(folder)
+    if evaluated:
+        evaluate(folder, data=data)
+    draw_pictures(folder)
+    write_card(
+        folder,
+        "tokenflow-tiny-text-to-image.md.jinja",
+        model,
+        training=read_training(run),
+        llama_parameters=model.num_parameters() - model.tokenizer.num_parameters(),
+        prompts=CARD_PROMPTS,
+        size=folder_size(folder),
+    )
+    typer.echo(f"{folder}: {folder_size(folder):.2f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
