@@ -1,13 +1,22 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Configurations of tokenizers so small that a test can build, train and save one in a blink."""
+"""Tokenizers and generators so small that a test can build, train and save one in a blink."""
 
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_timm_available
 
-from transformers_tokenflow import TokenFlowConfig, TokenFlowModel
+from transformers_tokenflow import (
+    TokenFlowConfig,
+    TokenFlowForTextToImage,
+    TokenFlowImageProcessor,
+    TokenFlowModel,
+    TokenFlowProcessor,
+    TokenFlowTextToImageConfig,
+)
 
 needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm is not installed")
 
@@ -93,3 +102,47 @@ def teacher_features(config: TokenFlowConfig, batch: int = 2) -> torch.Tensor | 
         return None
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, config.grid_size**2, config.teacher_hidden_size, generator=generator)
+
+
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]
+LETTERS = "▁abcdefghijklmnopqrstuvwxyz0123456789<>/[](){}.,;:'-_!?&+*"
+TEXT_FIELDS: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny_text_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """A fast tokenizer of letters, without a token for padding: a space is put before each text, as by Llama's."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *LETTERS])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+
+
+def tiny_processor(image_size: int = 32, **options: Any) -> TokenFlowProcessor:
+    """The processor of a tiny generator, with a text tokenizer of letters."""
+    return TokenFlowProcessor(
+        TokenFlowImageProcessor(size={"shortest_edge": image_size}), tiny_text_tokenizer(), **options
+    )
+
+
+def tiny_text_to_image(
+    kind: str = "clip", seed: int = 0, use_text_head: bool = True, **overrides: Any
+) -> tuple[TokenFlowForTextToImage, TokenFlowProcessor]:
+    """A generator with random weights, in evaluation mode, and its processor; fields of the text config changed."""
+    tokenizer_config = tiny_config(kind)
+    processor = tiny_processor(tokenizer_config.image_size)
+    text = {**TEXT_FIELDS, "vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    config = TokenFlowTextToImageConfig(
+        text_config={**text, **overrides}, tokenizer_config=tokenizer_config, use_text_head=use_text_head
+    )
+    torch.manual_seed(seed)
+    return TokenFlowForTextToImage(config).eval(), processor

@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin
@@ -11,10 +11,16 @@ from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
 from .image_processing_tokenflow import TokenFlowImageProcessor
 from .modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from .processing_tokenflow import TokenFlowProcessor
 from .quantization_tokenflow import TokenFlowQuantizer
 
 if TYPE_CHECKING:
-    from .trainers import TokenFlowTrainer, TokenFlowTrainingArguments  # noqa: F401
+    from .trainers import (  # noqa: F401
+        TextToImageTrainer,
+        TextToImageTrainingArguments,
+        TokenFlowTrainer,
+        TokenFlowTrainingArguments,
+    )
 
 __version__ = "0.1.0"
 
@@ -27,6 +33,8 @@ AutoImageProcessor.register(
     image_processor_classes={"torchvision": TokenFlowImageProcessor, "pil": TokenFlowImageProcessorPil},
     exist_ok=True,
 )
+# Not for the tokenizer's own configuration: `AutoProcessor` would ask its folder for a text tokenizer.
+AutoProcessor.register(TokenFlowTextToImageConfig, TokenFlowProcessor, exist_ok=True)
 
 # `save_pretrained` of these writes their modules and an `auto_map`, so that the folder works without this package.
 TokenFlowConfig.register_for_auto_class()
@@ -35,9 +43,15 @@ TokenFlowTextToImageConfig.register_for_auto_class()
 TokenFlowForTextToImage.register_for_auto_class("AutoModel")
 TokenFlowImageProcessor.register_for_auto_class()
 TokenFlowImageProcessorPil.register_for_auto_class()
+TokenFlowProcessor.register_for_auto_class()
 
 # Found by `__getattr__`: what they import is not needed to load a model. Not in `__all__`, so that `import *` works.
-TRAINING_NAMES = ("TokenFlowTrainer", "TokenFlowTrainingArguments")
+TRAINING_NAMES = (
+    "TextToImageTrainer",
+    "TextToImageTrainingArguments",
+    "TokenFlowTrainer",
+    "TokenFlowTrainingArguments",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -63,6 +77,7 @@ __all__ = [
     "TokenFlowImageProcessorPil",
     "TokenFlowModel",
     "TokenFlowOutput",
+    "TokenFlowProcessor",
     "TokenFlowQuantizer",
     "TokenFlowTextToImageConfig",
 ]
