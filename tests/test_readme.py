@@ -1,24 +1,39 @@
-"""The README's Python blocks run as they stand."""
+"""The Python blocks of README and docs run as they stand."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+PAGES = ["README.md", "docs/sampling.md", "docs/benchmarks.md", "training/README.md"]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.strip().splitlines()[-1][:40])
-def test_block_runs(code, monkeypatch):
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.parametrize("code", blocks("README.md"), ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_block_of_readme_runs_alone(code, monkeypatch):
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
 
 
+def test_blocks_of_docs_run_one_after_the_other(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    for code in blocks("docs/sampling.md"):
+        exec(compile(code, "docs/sampling.md", "exec"), names)
+    assert len(names["forming"]) == len(names["painter"].model.tokenizer.config.scales)
+
+
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 2
+    assert len(blocks("README.md")) >= 4
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (folder / link).exists()] == []

@@ -22,7 +22,7 @@ CARD_PICTURES = 12
 
 
 def save_half(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Writes weights in fp16 beside a configuration that asks for fp32, which a CPU computes in; gives what is saved."""
+    """Writes weights in fp16 and a configuration that asks for fp32, which a CPU computes in; loads it again."""
     half = {name: tensor.half() for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
     path = folder / "config.json"

@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Next-scale generation: a pass over a whole scale at a time, drawn again with narrower choices (paper §3.3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_l
 from .sampling_tokenflow import Generators, make_generators, more_generators, sample
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Scores that a pass computes at a time (fp32: 16 MB).
+SCORES_CHUNK = 2**22
 
 SETTINGS = ("guidance_scale", "guidance_schedule", "top_k", "top_p", "temperature", "do_sample", "attend_to_refined")
 
@@ -276,14 +279,14 @@ class NextScaleGenerationMixin(GenerationMixin):
             input_ids, attention_mask, negative_prompt_ids, negative_attention_mask, is_guided, per_prompt
         )
         given = self._given(codes, keep_scales, mask, num_prompts, num_images_per_prompt, best_of)
-        drawing, logits = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
+        drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
         drawing.prompt_index = torch.arange(num_prompts, device=self.device).repeat_interleave(per_prompt)
 
         all_logits: list[torch.Tensor] = []
         for index, scale in enumerate(self.tokenizer.config.scales):
-            for scale_codes, scores in self._passes(drawing, sampling, index, logits):
-                if output_logits and scores is not None:
-                    all_logits.append(scores)
+            for scale_codes, logits in self._passes(drawing, sampling, index, first, output_logits):
+                if logits is not None:
+                    all_logits.append(logits)
                 if streamer is not None:
                     streamer.put(scale_codes.flatten(1).cpu())
             drawing.codes.append(scale_codes)
@@ -301,10 +304,10 @@ class NextScaleGenerationMixin(GenerationMixin):
         return self._finish(drawing, scorer if best_of > 1 else None, num_prompts * num_images_per_prompt, all_logits)
 
     def sample_codes(
-        self, logits: torch.Tensor, top_k: int, top_p: float, temperature: float, generators: Generators
+        self, logits: torch.Tensor, top_k: int, top_p: float, temperature: float, uniform: torch.Tensor | None
     ) -> torch.Tensor:
-        """One pass's choice: (N, T, K) fp32 -> (N, T) long."""
-        return sample(logits, top_k, top_p, temperature, generators)
+        """The choice among guided scores (N, T, K) in fp32, by numbers (N, T) in [0, 1): -> (N, T) long."""
+        return sample(logits, top_k, top_p, temperature, uniform)
 
     # ---- Setting up ----
 
@@ -376,7 +379,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         given: Given | None,
         cache_implementation: str,
     ) -> tuple[Drawing, torch.Tensor]:
-        """Read each prompt once, and give its state to all of its rows: the drawing, and (rows, 1, K) first scores."""
+        """Read each prompt once, and give its state to all of its rows: the drawing, and hidden states (rows, 1, D)."""
         num_inputs = self.tokenizer.config.num_image_tokens - 1
         length = ids.shape[1] + num_inputs
         if length > self.config.text_config.max_position_embeddings:
@@ -395,11 +398,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         ).last_hidden_state[:, -1:]
         if len(rows) != len(ids):
             select_rows(cache, rows)
-        logits = self.visual_head(hidden).float()[rows]
-        drawing = Drawing(
-            cache, mask[rows], is_padded, is_guided, generators, prompt_index=rows, given=given, codes=[]
-        )
-        return drawing, logits
+        drawing = Drawing(cache, mask[rows], is_padded, is_guided, generators, prompt_index=rows, given=given, codes=[])
+        return drawing, hidden[rows]
 
     # ---- A scale ----
 
@@ -407,9 +407,11 @@ class NextScaleGenerationMixin(GenerationMixin):
         scales = self.tokenizer.config.scales
         return scales[index + 1] if index + 1 < len(scales) else None
 
-    def _passes(self, drawing: Drawing, sampling: Sampling, index: int, first_logits: torch.Tensor) -> Any:
+    def _passes(
+        self, drawing: Drawing, sampling: Sampling, index: int, first: torch.Tensor, output_logits: bool
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """
-        Draw a scale, in one or several passes; gives codes (N, s, s) and guided scores after each.
+        Draw a scale, in one or several passes; gives codes (N, s, s) and, if asked for, guided scores after each.
 
         A refinement pass takes the place of the first one in the cache, which is put back at the end.
         """
@@ -422,27 +424,54 @@ class NextScaleGenerationMixin(GenerationMixin):
             return
         num_passes = 1 if index == 0 else len(sampling.top_k)
         is_last = index + 1 == len(self.tokenizer.config.scales)
-        codes, first_pass = None, None
+        hidden, codes, first_pass = first, None, None
         for number in range(num_passes):
-            if index == 0:
-                logits = first_logits
-            else:
+            if index > 0:
                 features = drawing.features
                 if number > 0:
                     features = quantizer.next_scale_features(features, codes)
                     if number == 1 and not sampling.attend_to_refined and not is_last:
                         first_pass = read_last(drawing.cache, scale * scale)
                     rewind(drawing.cache, scale * scale)
-                logits = self.visual_head(self._run(drawing, features, index)).float()
-            logits = guide(logits, sampling.guidance(index, len(self.tokenizer.config.scales)), drawing.is_guided)
-            codes = self.sample_codes(
-                logits, sampling.top_k[number], sampling.top_p[number], sampling.temperature, drawing.generators
-            ).view(-1, scale, scale)
+                hidden = self._run(drawing, features, index)
+            codes, logits = self._choose(drawing, sampling, hidden, index, number, output_logits)
+            codes = codes.view(-1, scale, scale)
             if given is not None and given.redrawn is not None:
                 codes = torch.where(given.redrawn[index], codes, given.codes[index])
             yield codes, logits
         if first_pass is not None:
             write_last(drawing.cache, first_pass)
+
+    def _choose(
+        self,
+        drawing: Drawing,
+        sampling: Sampling,
+        hidden: torch.Tensor,
+        index: int,
+        number: int,
+        output_logits: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Head, guidance and draw of a pass: hidden states (rows, T, D) -> codes (N, T) and, if asked for, scores.
+
+        A few tokens at a time, so that scores stay in the processor's cache and no pass holds all of them.
+        """
+        num_pictures, num_tokens = len(drawing.prompt_index), hidden.shape[1]
+        weight = sampling.guidance(index, len(self.tokenizer.config.scales))
+        if drawing.is_guided and weight == 0:
+            hidden = hidden[:num_pictures]
+        top_k, top_p = sampling.top_k[number], sampling.top_p[number]
+        uniform = None if top_k == 1 else drawing.generators.uniform(num_pictures, num_tokens, hidden.device)
+        chunk = num_tokens
+        if not output_logits:
+            chunk = max(1, SCORES_CHUNK // (len(hidden) * self.visual_head.out_features))
+        codes = []
+        for start in range(0, num_tokens, chunk):
+            part = slice(start, start + chunk)
+            logits = guide(self.visual_head(hidden[:, part]).float(), weight, num_pictures)
+            part_uniform = None if uniform is None else uniform[:, part]
+            codes.append(self.sample_codes(logits, top_k, top_p, sampling.temperature, part_uniform))
+        return torch.cat(codes, dim=1), logits if output_logits else None
 
     def _run(self, drawing: Drawing, features: torch.Tensor, index: int) -> torch.Tensor:
         """The layers' output for a scale: (N, D, s, s) features -> (rows, s², hidden_size)"""
@@ -506,12 +535,12 @@ class NextScaleGenerationMixin(GenerationMixin):
         )
 
 
-def guide(logits: torch.Tensor, weight: float, is_guided: bool) -> torch.Tensor:
-    """(1 + weight) conditional - weight unconditional scores: (2 N, T, K) fp32 -> (N, T, K)"""
-    if not is_guided:
+def guide(logits: torch.Tensor, weight: float, num_pictures: int) -> torch.Tensor:
+    """(1 + weight) conditional - weight unconditional scores: (2 N, T, K), or (N, T, K) of one kind -> (N, T, K)"""
+    if len(logits) == num_pictures:
         return logits
     conditional, unconditional = logits.chunk(2)
-    return conditional if weight == 0 else torch.lerp(unconditional, conditional, 1 + weight)
+    return torch.lerp(unconditional, conditional, 1 + weight)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

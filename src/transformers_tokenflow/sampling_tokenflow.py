@@ -51,7 +51,9 @@ def make_generators(
         if generator is None or isinstance(generator, torch.Generator):
             return Generators(shared=generator)
         if len(generator) != num_prompts * num_images:
-            raise ValueError(f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}")
+            raise ValueError(
+                f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}"
+            )
         return Generators(each=list(generator))
     if generator is not None:
         raise ValueError("pass seed or generator, not both")
@@ -78,7 +80,7 @@ def more_generators(generators: Generators, count: int) -> Generators:
 
 
 def sample(
-    logits: torch.Tensor, top_k: int, top_p: float, temperature: float, generators: Generators
+    logits: torch.Tensor, top_k: int, top_p: float, temperature: float, uniform: torch.Tensor | None
 ) -> torch.Tensor:
     """
     Draw codes.
@@ -90,7 +92,7 @@ def sample(
         top_k: how many of the best entries remain, more where several tie with the last; 0: all; 1: the best is taken.
         top_p: of those, the likeliest that together reach this share of the probability; 0: all.
         temperature: divides the scores.
-        generators: of the N pictures; one number is drawn per token.
+        uniform: (N, T) numbers in [0, 1), which decide; not needed where `top_k` is 1.
 
     Returns:
         (N, T) long.
@@ -102,7 +104,7 @@ def sample(
     if 0 < top_p < 1:
         probabilities = probabilities.masked_fill(beyond_top_p(probabilities, top_p), 0.0)
     cumulative = probabilities.cumsum(dim=-1)
-    threshold = generators.uniform(*logits.shape[:2], logits.device)[..., None] * cumulative[..., -1:]
+    threshold = uniform[..., None] * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=last_possible(probabilities))
     return chosen[..., 0] if entries is None else entries.gather(-1, chosen)[..., 0]
 
