@@ -12,7 +12,7 @@ States = list[tuple[torch.Tensor, torch.Tensor]]
 
 class PreallocatedLayer(DynamicLayer):
     """
-    A dynamic layer that never copies what it holds: room for all tokens is taken at once, `keys` and `values` are views.
+    A dynamic layer that never copies what it holds: there is room for all tokens, and `keys` and `values` are views.
 
     Args:
         max_length: tokens there is room for.

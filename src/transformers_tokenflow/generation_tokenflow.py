@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_last
-from .sampling_tokenflow import Generators, make_generators, more_generators, sample
+from .sampling_tokenflow import Generators, Sampling, make_generators, more_generators, sample
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -86,61 +86,6 @@ def left_aligned(
         raise ValueError("a prompt has no tokens: even an empty text needs those that begin the image")
     order = attention_mask.argsort(dim=1, stable=True)[:, -int(lengths.max()) :]
     return input_ids.gather(1, order), attention_mask.gather(1, order)
-
-
-@dataclass
-class Sampling:
-    """How a picture is drawn; one entry of `top_k` and `top_p` per pass over a scale."""
-
-    guidance_scale: float
-    guidance_schedule: str
-    top_k: list[int]
-    top_p: list[float]
-    temperature: float
-    attend_to_refined: bool
-
-    @classmethod
-    def from_config(cls, config: GenerationConfig) -> "Sampling":
-        """
-        Raises:
-            ValueError: a value can't be, or there are not as many `top_k` as `top_p`.
-        """
-        top_k, top_p = as_list(config.top_k), as_list(config.top_p)
-        passes = max(len(top_k), len(top_p))
-        top_k, top_p = (values * passes if len(values) == 1 else values for values in (top_k, top_p))
-        if not config.do_sample:
-            top_k = [1] * passes
-        sampling = cls(
-            guidance_scale=float(config.guidance_scale or 0.0),
-            guidance_schedule=getattr(config, "guidance_schedule", None) or "linear",
-            top_k=top_k,
-            top_p=top_p,
-            temperature=1.0 if config.temperature is None else float(config.temperature),
-            attend_to_refined=bool(getattr(config, "attend_to_refined", False)),
-        )
-        sampling.check()
-        return sampling
-
-    def check(self) -> None:
-        """Raise a ValueError for what can't be."""
-        if not self.top_k or len(self.top_k) != len(self.top_p):
-            raise ValueError(f"top_k and top_p need an entry per pass; got {self.top_k} and {self.top_p}")
-        if any(isinstance(k, float) or k < 0 for k in self.top_k):
-            raise ValueError(f"top_k must hold whole numbers from 0 (all entries); got {self.top_k}")
-        if not all(0 <= p <= 1 for p in self.top_p):
-            raise ValueError(f"top_p must lie in [0, 1], where 0 leaves the filter out; got {self.top_p}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0; got {self.temperature}. top_k=1 draws greedily")
-        if not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must not be negative; got {self.guidance_scale}")
-        if self.guidance_schedule not in ("linear", "constant"):
-            raise ValueError(f"guidance_schedule is 'linear' or 'constant'; got {self.guidance_schedule!r}")
-
-    def guidance(self, index: int, num_scales: int) -> float:
-        """The weight t of scale `index`: scores are (1 + t) conditional - t unconditional."""
-        if self.guidance_schedule == "constant" or num_scales == 1:
-            return self.guidance_scale
-        return self.guidance_scale * index / (num_scales - 1)
 
 
 @dataclass
@@ -283,7 +228,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         drawing.prompt_index = torch.arange(num_prompts, device=self.device).repeat_interleave(per_prompt)
 
         all_logits: list[torch.Tensor] = []
-        for index, scale in enumerate(self.tokenizer.config.scales):
+        num_scales = len(self.tokenizer.config.scales)
+        for index in range(num_scales):
             for scale_codes, logits in self._passes(drawing, sampling, index, first, output_logits):
                 if logits is not None:
                     all_logits.append(logits)
@@ -293,7 +239,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             drawing.features = self.tokenizer.quantizer.next_scale_features(
                 drawing.features, scale_codes, self._next_scale(index)
             )
-            if index in prune_at and index + 1 < len(self.tokenizer.config.scales):
+            if index in prune_at and index + 1 < num_scales:
                 keep = self._best(drawing, scorer, num_prompts * num_images_per_prompt, halve=True)[0]
                 drawing.select(keep)
                 all_logits = [part[keep] for part in all_logits]
@@ -546,11 +492,6 @@ def guide(logits: torch.Tensor, weight: float, num_pictures: int) -> torch.Tenso
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions of the rotary embedding, which padding does not count in: (B, T) -> (B, T)"""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def as_list(value: Any) -> list:
-    """A number as a list of one."""
-    return list(value) if isinstance(value, Sequence) else [value]
 
 
 def spread_over(values: torch.Tensor, num_prompts: int, num_images: int, best_of: int, name: str) -> torch.Tensor:

@@ -274,11 +274,12 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
 
     def __init__(self, config: TokenFlowTextToImageConfig):
         super().__init__(config)
-        text = config.text_config
+        text: Any = config.text_config
+        tokenizer: Any = config.tokenizer_config
         self.model = TokenFlowTextToImageModel(config)
-        self.visual_head = nn.Linear(text.hidden_size, config.tokenizer_config.codebook_size, bias=False)
+        self.visual_head = nn.Linear(text.hidden_size, tokenizer.codebook_size, bias=False)
         self.text_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False) if config.use_text_head else None
-        self.tokenizer = TokenFlowModel(config.tokenizer_config)
+        self.tokenizer = TokenFlowModel(tokenizer)
         self.tokenizer.requires_grad_(False)
         self.generation_config = default_generation_config()
         self.post_init()
@@ -286,13 +287,13 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.text_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.text_head = value
 
     def train(self, mode: bool = True) -> "TokenFlowForTextToImage":

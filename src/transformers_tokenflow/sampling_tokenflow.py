@@ -1,10 +1,72 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Choosing codes: filters, draws, and random generators that make a picture independent of its batch."""
+"""Choosing codes: settings, random generators that make a picture independent of its batch, filters and draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import GenerationConfig
+
+
+@dataclass
+class Sampling:
+    """How a picture is drawn; one entry of `top_k` and `top_p` per pass over a scale."""
+
+    guidance_scale: float
+    guidance_schedule: str
+    top_k: list[int]
+    top_p: list[float]
+    temperature: float
+    attend_to_refined: bool
+
+    @classmethod
+    def from_config(cls, config: GenerationConfig) -> "Sampling":
+        """
+        Raises:
+            ValueError: a value can't be, or there are not as many `top_k` as `top_p`.
+        """
+        top_k, top_p = as_list(config.top_k), as_list(config.top_p)
+        passes = max(len(top_k), len(top_p))
+        top_k, top_p = (values * passes if len(values) == 1 else values for values in (top_k, top_p))
+        if not config.do_sample:
+            top_k = [1] * passes
+        sampling = cls(
+            guidance_scale=float(config.guidance_scale or 0.0),
+            guidance_schedule=getattr(config, "guidance_schedule", None) or "linear",
+            top_k=top_k,
+            top_p=top_p,
+            temperature=1.0 if config.temperature is None else float(config.temperature),
+            attend_to_refined=bool(getattr(config, "attend_to_refined", False)),
+        )
+        sampling.check()
+        return sampling
+
+    def check(self) -> None:
+        """Raise a ValueError for what can't be."""
+        if not self.top_k or len(self.top_k) != len(self.top_p):
+            raise ValueError(f"top_k and top_p need an entry per pass; got {self.top_k} and {self.top_p}")
+        if any(isinstance(k, float) or k < 0 for k in self.top_k):
+            raise ValueError(f"top_k must hold whole numbers from 0 (all entries); got {self.top_k}")
+        if not all(0 <= p <= 1 for p in self.top_p):
+            raise ValueError(f"top_p must lie in [0, 1], where 0 leaves the filter out; got {self.top_p}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}. top_k=1 draws greedily")
+        if not self.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale must not be negative; got {self.guidance_scale}")
+        if self.guidance_schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance_schedule is 'linear' or 'constant'; got {self.guidance_schedule!r}")
+
+    def guidance(self, index: int, num_scales: int) -> float:
+        """The weight t of scale `index`: scores are (1 + t) conditional - t unconditional."""
+        if self.guidance_schedule == "constant" or num_scales == 1:
+            return self.guidance_scale
+        return self.guidance_scale * index / (num_scales - 1)
+
+
+def as_list(value: Any) -> list:
+    """A number as a list of one."""
+    return list(value) if isinstance(value, Sequence) else [value]
 
 
 @dataclass
@@ -57,7 +119,7 @@ def make_generators(
         return Generators(each=list(generator))
     if generator is not None:
         raise ValueError("pass seed or generator, not both")
-    if isinstance(seed, Sequence) or isinstance(seed, torch.Tensor):
+    if isinstance(seed, (Sequence, torch.Tensor)):
         if len(seed) != num_prompts:
             raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(seed)}")
         seeds = [int(first) + offset for first in seed for offset in range(num_images)]
