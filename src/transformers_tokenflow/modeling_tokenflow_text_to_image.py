@@ -359,9 +359,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         hidden_states = output.last_hidden_state[:, input_ids.shape[1] - 1 :]
         image_states, end_states = hidden_states[:, :num_codes], hidden_states[:, num_codes:]
         logits = self.visual_head(image_states)
-        end_logits = None
-        if end_ids is not None:
-            end_logits = torch.cat([self.text_head(end_states), self.visual_head(end_states)], dim=-1)
+        end_logits = self._with_text(end_states, self.visual_head(end_states)) if end_ids is not None else None
         return TokenFlowTextToImageOutput(
             loss=self._loss(image_states, logits, labels, end_logits, end_ids) if labels is not None else None,
             logits=logits,
@@ -387,28 +385,27 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         if num_codes < self.config.tokenizer_config.num_image_tokens:
             raise ValueError(f"end_ids follow a whole image of {self.config.tokenizer_config.num_image_tokens} codes")
 
+    def _with_text(self, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Scores of text tokens, if there is a head for them, before those of codes: -> (B, T, V + K)"""
+        return logits if self.text_head is None else torch.cat([self.text_head(states), logits], dim=-1)
+
     def _loss(
         self,
-        image_states: torch.Tensor,
+        states: torch.Tensor,
         logits: torch.Tensor,
         labels: torch.Tensor,
         end_logits: torch.Tensor | None,
         end_ids: torch.Tensor | None,
     ) -> torch.Tensor:
         """Mean cross-entropy over codes and end tokens, against the whole vocabulary."""
-        if labels.shape[1] > logits.shape[1]:
-            raise ValueError(f"{labels.shape[1]} labels, but {logits.shape[1]} predictions: pass `codes` as well")
-        logits = logits[:, : labels.shape[1]].float()
-        total = logits.logsumexp(dim=-1)
-        if self.text_head is not None:
-            text_logits = self.text_head(image_states[:, : labels.shape[1]]).float()
-            total = torch.logaddexp(total, text_logits.logsumexp(dim=-1))
-        losses = total - logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        losses = losses[labels >= 0]
+        length = labels.shape[1]
+        if length > logits.shape[1]:
+            raise ValueError(f"{length} labels, but {logits.shape[1]} predictions: pass `codes` as well")
+        scores = self._with_text(states[:, :length], logits[:, :length])
+        targets = torch.where(labels >= 0, labels + scores.shape[-1] - logits.shape[-1], -100)
         if end_logits is not None:
-            ends = F.cross_entropy(end_logits.float().flatten(0, 1), end_ids.flatten(), reduction="none")
-            losses = torch.cat([losses, ends])
-        return losses.mean()
+            scores, targets = torch.cat([scores, end_logits], dim=1), torch.cat([targets, end_ids], dim=1)
+        return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten())
 
 
 __all__ = [
