@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trainer
 
 from transformers_tokenflow import TokenFlowModel
+from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.objective import gradient_ratio
 from transformers_tokenflow.trainers.pictures import log_picture
 from transformers_tokenflow.trainers.recipe import last_checkpoint
-from transformers_tokenflow.trainers.tokenizer import EXTRA_STATE_NAME
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 # What `accelerate launch` calls for several devices; on CPUs alone it starts one process, whatever it is told.

@@ -1,8 +1,16 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Training of the package's models. Needs the extra `train`."""
 
-from .arguments import TokenFlowTrainingArguments
+from .arguments import TextToImageTrainingArguments, TokenFlowTrainingArguments
 from .teachers import Teacher, load_teacher
+from .text_to_image import TextToImageTrainer
 from .tokenizer import TokenFlowTrainer
 
-__all__ = ["Teacher", "TokenFlowTrainer", "TokenFlowTrainingArguments", "load_teacher"]
+__all__ = [
+    "Teacher",
+    "TextToImageTrainer",
+    "TextToImageTrainingArguments",
+    "TokenFlowTrainer",
+    "TokenFlowTrainingArguments",
+    "load_teacher",
+]

@@ -30,9 +30,7 @@ class CaptionTransform:
         train: whether anything is random; if not, it is the first caption as it stands.
     """
 
-    def __init__(
-        self, text_dropout: float = 0.0, first_sentence_probability: float = 0.0, train: bool = True
-    ) -> None:
+    def __init__(self, text_dropout: float = 0.0, first_sentence_probability: float = 0.0, train: bool = True) -> None:
         self.text_dropout, self.first_sentence_probability = text_dropout, first_sentence_probability
         self.train = train
 
@@ -59,7 +57,7 @@ def first_sentence(caption: str) -> str:
 
 class CodeDataset(SeededDataset):
     """
-    Captions and codes of a `datasets.Dataset`, as `text` and `codes` (L,).
+    Captions and codes of a `datasets.Dataset`, as `prompt` and `codes` (L,).
 
     The codes are held in memory, in 16 bits where they fit.
 
@@ -91,7 +89,7 @@ class CodeDataset(SeededDataset):
         return len(self.codes)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"text": self.captions(self.texts[index], self.generator(index)), "codes": self.codes[index]}
+        return {"prompt": self.captions(self.texts[index], self.generator(index)), "codes": self.codes[index]}
 
 
 def read_codes(dataset: datasets.Dataset, config: TokenFlowConfig) -> np.ndarray:
@@ -124,7 +122,7 @@ def check_codes(codes: np.ndarray, config: TokenFlowConfig) -> None:
 
 class CaptionedPictureDataset(SeededDataset):
     """
-    Captions and pictures of a `datasets.Dataset`, as `text` and `pixel_values` (3, H, H), which the model encodes.
+    Captions and pictures of a `datasets.Dataset`, as `prompt` and `pixel_values` (3, H, H), which the model encodes.
 
     Args:
         dataset: with a column of pictures.
@@ -152,8 +150,8 @@ class CaptionedPictureDataset(SeededDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, generator = self.dataset[index], self.generator(index)
-        text = self.captions(row[self.text_column], generator)
-        return {"text": text, "pixel_values": self.transform(row[self.image_column], generator)}
+        prompt = self.captions(row[self.text_column], generator)
+        return {"prompt": prompt, "pixel_values": self.transform(row[self.image_column], generator)}
 
 
 def captioned(
@@ -217,7 +215,7 @@ def stream_captioned(
     read = _code_reader(config) if source == "codes" else _picture_reader(transform)
 
     def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
-        kept: dict[str, list] = {"text": [], "codes" if source == "codes" else "pixel_values": []}
+        kept: dict[str, list] = {"prompt": [], "codes" if source == "codes" else "pixel_values": []}
         for text, value, index in zip(rows[text_column], rows[source], indices, strict=True):
             generator = random.Random(f"{seed}-{index}")
             try:
@@ -253,7 +251,7 @@ def _picture_reader(transform: PictureTransform) -> Callable[[dict[str, Any], ra
 @dataclass
 class TextToImageCollator:
     """
-    Examples with `text` and `codes` or `pixel_values` to a batch: `input_ids` and `attention_mask` (B, P), and
+    Examples with `prompt` and `codes` or `pixel_values` to a batch: `input_ids` and `attention_mask` (B, P), and
     `labels` (B, L) or `pixel_values` (B, 3, H, H); with `end_ids` those too, (B, E).
 
     Args:
@@ -267,12 +265,12 @@ class TextToImageCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Raises:
-            ValueError: an example lacks a text, or both codes and a picture.
+            ValueError: an example lacks a prompt, or both codes and a picture.
         """
         keys = examples[0].keys()
-        if "text" not in keys or not keys & {"codes", "pixel_values"}:
-            raise ValueError(f"an example has text, and codes or pixel_values; got {', '.join(keys)}")
-        prompts = self.processor(text=[example["text"] for example in examples], return_tensors="pt")
+        if "prompt" not in keys or not keys & {"codes", "pixel_values"}:
+            raise ValueError(f"an example has prompt, and codes or pixel_values; got {', '.join(keys)}")
+        prompts = self.processor(text=[example["prompt"] for example in examples], return_tensors="pt")
         batch = {name: prompts[name] for name in ("input_ids", "attention_mask")}
         if "codes" in keys:
             codes = np.stack([np.asarray(example["codes"]) for example in examples])

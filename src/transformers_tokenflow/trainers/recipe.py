@@ -2,6 +2,7 @@
 """A recipe, that is a YAML file, to a trainer that is ready to run."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from transformers.utils import logging
 from ..configuration_tokenflow import TokenFlowConfig
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
-from .arguments import TokenFlowTrainingArguments
+from .arguments import CommonTrainingArguments, TextToImageTrainingArguments, TokenFlowTrainingArguments
+from .base import BaseTrainer
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
+from .text_to_image_recipe import make_text_to_image_trainer
 from .tokenizer import TokenFlowTrainer
 
 logger = logging.get_logger(__name__)
@@ -108,24 +111,34 @@ def make_teacher(section: dict[str, Any], model: TokenFlowModel, initialize: boo
     return teacher
 
 
-def make_trainer(recipe: dict[str, Any]) -> TokenFlowTrainer:
+def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     """
-    Everything that a recipe names, put together.
+    Everything that a recipe names, put together. `type` in its model says what is trained.
 
     Raises:
         ValueError: a setting is unknown or contradicts another.
     """
-    args = make_arguments(recipe["training"])
+    model = dict(recipe["model"])
+    kind = model.pop("type", "tokenizer")
+    if kind not in MAKERS:
+        raise ValueError(f"unknown type of model {kind!r}: expected one of {', '.join(MAKERS)}")
+    make, arguments = MAKERS[kind]
+    args = make_arguments(recipe["training"], arguments)
     set_seed(args.seed)
-    model = make_model(recipe["model"])
-    teacher = None
-    if "teacher" in recipe:
-        teacher = make_teacher(recipe["teacher"], model, initialize="from_pretrained" not in recipe["model"])
-    size = model.config.image_size
     data = {"seed": args.seed, **recipe["data"]}
     if args.ignore_data_skip:
         checkpoint = last_checkpoint(args.output_dir)
         data["seed"] += step_of(checkpoint) if checkpoint else 0  # what is read again comes in another order
+    return make({**recipe, "model": model, "data": data}, args)
+
+
+def make_tokenizer_trainer(recipe: dict[str, Any], args: TokenFlowTrainingArguments) -> TokenFlowTrainer:
+    """The trainer of an image tokenizer."""
+    model = make_model(recipe["model"])
+    teacher = None
+    if "teacher" in recipe:
+        teacher = make_teacher(recipe["teacher"], model, initialize="from_pretrained" not in recipe["model"])
+    size, data = model.config.image_size, dict(recipe["data"])
     transform = PictureTransform(size, train=True, **data.pop("transform", {}))
     evaluation = {
         name: load_pictures(transform=PictureTransform(size, train=False), **options)
@@ -141,14 +154,22 @@ def make_trainer(recipe: dict[str, Any]) -> TokenFlowTrainer:
     )
 
 
-def make_arguments(section: dict[str, Any]) -> TokenFlowTrainingArguments:
+MAKERS: dict[str, tuple[Callable[[dict[str, Any], Any], BaseTrainer], type[CommonTrainingArguments]]] = {
+    "tokenizer": (make_tokenizer_trainer, TokenFlowTrainingArguments),
+    "text-to-image": (make_text_to_image_trainer, TextToImageTrainingArguments),
+}
+
+
+def make_arguments(
+    section: dict[str, Any], arguments: type[CommonTrainingArguments] = TokenFlowTrainingArguments
+) -> Any:
     """
     Raises:
         ValueError: a setting is unknown.
     """
-    if unknown := section.keys() - TokenFlowTrainingArguments.__dataclass_fields__.keys():
-        raise ValueError(f"TokenFlowTrainingArguments has no {', '.join(sorted(unknown))}")
-    return TokenFlowTrainingArguments(**section)
+    if unknown := section.keys() - arguments.__dataclass_fields__.keys():
+        raise ValueError(f"{arguments.__name__} has no {', '.join(sorted(unknown))}")
+    return arguments(**section)
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -162,7 +183,7 @@ def step_of(checkpoint: str | Path) -> int:
     return int(Path(checkpoint).name.rpartition("-")[2])
 
 
-def train(recipe: dict[str, Any]) -> TokenFlowTrainer:
+def train(recipe: dict[str, Any]) -> BaseTrainer:
     """
     Run a recipe, from its last checkpoint if there is one, and save the model to its output folder.
 

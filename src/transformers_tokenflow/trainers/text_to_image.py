@@ -35,8 +35,8 @@ class TextToImageTrainer(BaseTrainer):
         model: the generator.
         args: [`TextToImageTrainingArguments`].
         train_dataset, eval_dataset: `datasets` with the columns `text` (a text, or a list of texts of which one is
-            drawn) and `codes` or `image`; or anything whose examples have `text` and `codes` (L,) or `pixel_values`
-            (3, H, H) in [-1, 1], such as [`captioned`] makes.
+            drawn) and `codes` or `image`; or anything whose examples have `prompt` and `codes` (L,) or
+            `pixel_values` (3, H, H) in [-1, 1], such as [`captioned`] makes.
         processing_class: the processor, which makes prompts of texts.
         kwargs: of `transformers.Trainer`.
 
@@ -59,36 +59,30 @@ class TextToImageTrainer(BaseTrainer):
             raise ValueError("TextToImageTrainer needs processing_class, the processor that makes prompts of texts")
         self.tokenizer_config = model.config.tokenizer_config
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
+        trained: nn.Module = model
         if args.lora_rank > 0:
-            model = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
-        select_trainable(model, args.trainable_parts)
-        random = CaptionTransform(args.text_dropout, args.first_sentence_probability)
+            trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        select_trainable(trained, args.trainable_parts)
+        varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
+        plain = CaptionTransform(train=False)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                name: self._examples(part, CaptionTransform(train=False), args.seed)
-                for name, part in eval_dataset.items()
-            }
+            eval_dataset = {name: self._examples(part, plain, args.seed) for name, part in eval_dataset.items()}
         kwargs.setdefault("data_collator", TextToImageCollator(processing_class, end_ids))
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
-            train_dataset=self._examples(train_dataset, random, args.seed),
-            eval_dataset=self._examples(eval_dataset, CaptionTransform(train=False), args.seed),
+            train_dataset=self._examples(train_dataset, varied, args.seed),
+            eval_dataset=self._examples(eval_dataset, plain, args.seed),
             processing_class=processing_class,
             **kwargs,
         )
         self._drawn_at: int | None = None
 
     def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
-        """Rows of `datasets` as examples; what is no such dataset gives examples already."""
-        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
-            return dataset
-        columns = dataset.column_names
-        if columns is not None and set(columns) in ({"text", "codes"}, {"text", "pixel_values"}):
-            is_prepared = isinstance(dataset, datasets.IterableDataset)
-            if is_prepared:
-                return dataset
-        return captioned(dataset, self.tokenizer_config, captions, seed=seed)
+        """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
+        columns = getattr(dataset, "column_names", None) or ()
+        is_raw = isinstance(dataset, datasets.Dataset | datasets.IterableDataset) and "text" in columns
+        return captioned(dataset, self.tokenizer_config, captions, seed=seed) if is_raw else dataset
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""

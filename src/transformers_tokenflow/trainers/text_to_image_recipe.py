@@ -1,0 +1,159 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""The part of a recipe that makes a generator: its model, its processor, its data."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, LlamaForCausalLM
+
+from ..configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
+from ..modeling_tokenflow import TokenFlowModel
+from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from ..processing_tokenflow import TokenFlowProcessor
+from .arguments import TextToImageTrainingArguments
+from .code_data import CaptionTransform, captioned
+from .data import PictureTransform, load_rows
+from .text_to_image import TextToImageTrainer
+
+MODEL_KEYS = {"from_pretrained", "from_text_model", "tokenizer", "text_tokenizer", "config"}
+DATA_KEYS = {"text_column", "image_column", "shuffle_buffer"}
+
+
+def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTrainingArguments) -> TextToImageTrainer:
+    """
+    The trainer of a generator.
+
+    Raises:
+        ValueError: a setting is unknown or contradicts another.
+    """
+    if "teacher" in recipe:
+        raise ValueError("a generator has no teacher: leave the section out of the recipe")
+    model, processor = make_generator(recipe["model"])
+    config = model.config.tokenizer_config
+    varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
+    evaluation = {
+        name: make_data(options, config, CaptionTransform(train=False))
+        for name, options in (recipe.get("evaluation") or {}).items()
+    }
+    return TextToImageTrainer(
+        model=model,
+        args=args,
+        train_dataset=make_data(recipe["data"], config, varied),
+        eval_dataset=evaluation or None,
+        processing_class=processor,
+    )
+
+
+def make_data(section: dict[str, Any], config: TokenFlowConfig, captions: CaptionTransform) -> Any:
+    """
+    Examples of what a recipe's section names: the arguments of `load_rows` and of `captioned`, by name, with a
+    `transform` that, as officially, is the centre unless it says otherwise.
+    """
+    options = dict(section)
+    transform = options.pop("transform", None)
+    own = {name: options.pop(name) for name in DATA_KEYS & options.keys()}
+    if transform is not None:
+        own["transform"] = PictureTransform(config.image_size, train=captions.train, **transform)
+    rows = load_rows(columns=[own.get("text_column", "text")], **options)
+    return captioned(rows, config, captions, seed=options.get("seed", 0), **own)
+
+
+def make_generator(section: dict[str, Any]) -> tuple[TokenFlowForTextToImage, TokenFlowProcessor]:
+    """
+    The generator of a recipe and its processor.
+
+    Either `from_pretrained`, a folder or repository that holds both; or `tokenizer`, the image tokenizer's, with
+    `text_tokenizer`, the text tokenizer's, and fields of `TokenFlowTextToImageConfig` under `config`. `from_text_model`
+    starts from a text Llama, from which the text tokenizer comes too unless another is named.
+
+    Raises:
+        ValueError: a key is unknown, missing, or contradicts another.
+    """
+    if unknown := section.keys() - MODEL_KEYS:
+        raise ValueError(
+            f"a generator's model has no {', '.join(sorted(unknown))}; expected {', '.join(sorted(MODEL_KEYS))}"
+        )
+    if "from_pretrained" in section:
+        if len(section) > 1:
+            raise ValueError("a generator that is from_pretrained has its tokenizers and configuration already")
+        name = section["from_pretrained"]
+        return TokenFlowForTextToImage.from_pretrained(name), TokenFlowProcessor.from_pretrained(name)
+    text_tokenizer_name = section.get("text_tokenizer", section.get("from_text_model"))
+    if "tokenizer" not in section or text_tokenizer_name is None:
+        raise ValueError("a generator needs a tokenizer, and a text_tokenizer or from_text_model to take one from")
+    text_tokenizer = load_text_tokenizer(text_tokenizer_name)
+    processor = TokenFlowProcessor(AutoImageProcessor.from_pretrained(section["tokenizer"]), text_tokenizer)
+    tokenizer = TokenFlowModel.from_pretrained(section["tokenizer"])
+    text_model = None
+    if "from_text_model" in section:
+        text_model = LlamaForCausalLM.from_pretrained(section["from_text_model"])
+    fields = section.get("config", {})
+    return build_generator(fields, tokenizer, text_tokenizer, text_model), processor
+
+
+def load_text_tokenizer(name: str) -> Any:
+    """A text tokenizer that pads on the left, with a token of its own where it has none to pad with."""
+    text_tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if text_tokenizer.pad_token is None:
+        text_tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return text_tokenizer
+
+
+def build_generator(
+    fields: dict[str, Any], tokenizer: TokenFlowModel, text_tokenizer: Any, text_model: LlamaForCausalLM | None = None
+) -> TokenFlowForTextToImage:
+    """
+    A new generator.
+
+    Args:
+        fields: of `TokenFlowTextToImageConfig`; `text_config` changes the text model's where there is one.
+        tokenizer: the image tokenizer, which becomes part of it.
+        text_tokenizer: whose vocabulary it reads.
+        text_model: whose weights it starts from.
+
+    Raises:
+        ValueError: a field is unknown, or the text model has another architecture than the fields say.
+    """
+    if unknown := fields.keys() - TokenFlowTextToImageConfig.__dataclass_fields__.keys():
+        raise ValueError(f"TokenFlowTextToImageConfig has no fields {', '.join(sorted(unknown))}")
+    fields = deepcopy(fields)
+    text = text_model.config.to_diff_dict() if text_model is not None else {}
+    text = {**text, **fields.pop("text_config", {}), "model_type": "llama"}
+    text |= {"vocab_size": len(text_tokenizer)}
+    text |= {name: getattr(text_tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = TokenFlowTextToImageConfig(text_config=text, tokenizer_config=tokenizer.config.to_dict(), **fields)
+    model = TokenFlowForTextToImage(config)
+    model.tokenizer.load_state_dict(tokenizer.state_dict())
+    if text_model is not None:
+        start_from_text_model(model, text_model)
+    return model
+
+
+@torch.no_grad()
+def start_from_text_model(model: TokenFlowForTextToImage, text_model: LlamaForCausalLM) -> None:
+    """
+    Take over a text Llama's weights: layers, norms, text vocabulary and, where the generator has one, its text head.
+
+    Norms of queries and keys, projector, positions, scales and visual head keep their initialisation, and so do
+    text tokens that the text model does not have.
+
+    Raises:
+        ValueError: the architectures differ.
+    """
+    weights = text_model.state_dict()
+    targets = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("tokenizer.")}
+    unfit = []
+    for name, source in weights.items():
+        target = targets.get(name.replace("lm_head.", "text_head."))
+        if target is None:
+            if not name.startswith("lm_head."):
+                unfit.append(name)
+            continue
+        rows = min(len(source), len(target)) if name in ("model.embed_tokens.weight", "lm_head.weight") else len(target)
+        if source.shape[1:] != target.shape[1:] or (rows != len(source) and rows != len(target)):
+            unfit.append(name)
+        else:
+            target[:rows] = source[:rows].to(target)
+    if unfit:
+        raise ValueError(f"the text model does not fit the generator's configuration: {', '.join(sorted(unfit)[:8])}")
