@@ -48,7 +48,7 @@ class TokenFlowProcessor(ProcessorMixin):
         image_start (`str`, defaults to `"<img>"`):
             Text after which the image begins.
         max_prompt_length (`int`, defaults to 128):
-            Tokens of a text, with the one that begins the sequence. Further ones are cut off at the end, with a warning.
+            Tokens of a text, with the one that begins the sequence. What is longer is cut at its end, with a warning.
         negative_prompt (`str`, defaults to `""`):
             What the pipelines lead away from unless they are told otherwise.
     """
