@@ -236,28 +236,52 @@ def decode(
 @reports_mistakes
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Official .pt file, or safetensors with its keys.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="Official .pt file, safetensors with its keys, or a folder of shards.", exists=True)
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder for the model.", file_okay=False)],
-    dtype: Annotated[Dtype, typer.Option(help="What to save the weights in; codebooks stay float32.")] = Dtype.FLOAT32,
+    folder: Annotated[Path, typer.Argument(help="Folder for the model; it must not hold anything.", file_okay=False)],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a generator: the file of its image tokenizer.", exists=True)
+    ] = None,
+    text_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Of a generator: folder or repository of its text tokenizer, if CHECKPOINT doesn't hold it."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="What to save the weights in; codebooks are float32 in any case.", show_default="the checkpoint's"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration that shapes don't show."),
     ] = None,
 ) -> None:
     """
-    Convert an official checkpoint to a folder with model, image processor and code.
+    Convert an official checkpoint to a folder with model, processor and code.
 
     The variant is read off the tensors. A checkpoint of other than the released sizes may need help, such as
-    --set semantic_config.num_attention_heads=16.
+    --set semantic_config.num_attention_heads=16. A generator takes its image tokenizer's file as well:
+    tokenflow convert TokenFlow-t2i FOLDER --tokenizer tokenflow_clipb_32k_enhanced.pt
     """
     from transformers_tokenflow.commands.conversion import convert_checkpoint
 
-    model = convert_checkpoint(checkpoint, folder, dtype.value, settings or ())
-    config = model.config
+    with progress_bar("writing megabytes") as advance:
+        converted = convert_checkpoint(
+            checkpoint,
+            folder,
+            dtype.value if dtype is not None else None,
+            settings or (),
+            tokenizer,
+            text_tokenizer,
+            lambda done, total: advance(done // 10**6, total // 10**6),
+        )
+    config = converted.config
+    image = getattr(config, "tokenizer_config", config)
+    what = "a tokenizer" if image is config else "a generator and its tokenizer"
     say(
-        f"{folder} holds a tokenizer of {config.image_size}-pixel pictures with a {config.semantic_config.model_type}: "
-        f"{config.num_image_tokens} tokens of {config.codebook_size}, {model.num_parameters() / 1e6:.1f} M parameters",
+        f"{folder} holds {what} of {image.image_size}-pixel pictures with a {image.semantic_config.model_type}: "
+        f"{image.num_image_tokens} tokens of {image.codebook_size}, {converted.num_parameters / 1e6:,.1f} M parameters",
         console,
     )
 

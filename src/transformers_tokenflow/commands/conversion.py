@@ -2,48 +2,156 @@
 """An official checkpoint to a folder that works with the Auto classes, with or without this package."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..conversion import convert_tokenizer, load_official_state_dict
+from ..conversion import (
+    Checkpoint,
+    ConvertedStateDict,
+    check_target,
+    folder_written_whole,
+    holds_text_tokenizer,
+    infer_config,
+    infer_text_to_image_config,
+    is_text_to_image,
+    join_tokenizer,
+    load_text_tokenizer,
+    open_checkpoint,
+    read_official_config,
+    text_to_image_layout,
+    tokenizer_layout,
+    write_model,
+)
+from ..conversion.checkpoints import FOLDER_FILES
+from ..conversion.writing import Advance
 from ..modeling_tokenflow import TokenFlowModel
+from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from ..processing_tokenflow import OFFICIAL_NEGATIVE_PROMPT, TokenFlowProcessor
 from . import CommandError, one_line
 from .settings import nest, read_settings
 from .tokenizers import make_processor
 
 
-def convert_checkpoint(
-    checkpoint: Path, folder: Path, dtype: str = "float32", settings: Iterable[str] = ()
-) -> TokenFlowModel:
-    """
-    Convert an official tokenizer, and save model, image processor and their code.
+@dataclass
+class Plan:
+    """A model that is found complete and ready to be written."""
 
-    The image processor prepares pictures as the official evaluation does.
+    model_class: type[PreTrainedModel]
+    config: Any
+    weights: ConvertedStateDict
+    processor: Any
+
+
+@dataclass
+class Converted:
+    """What was written."""
+
+    config: PreTrainedConfig
+    num_parameters: int
+
+
+def convert_checkpoint(
+    checkpoint: Path,
+    folder: Path,
+    dtype: str | None = None,
+    settings: Iterable[str] = (),
+    tokenizer: Path | None = None,
+    text_tokenizer: str | None = None,
+    advance: Advance | None = None,
+) -> Converted:
+    """
+    Convert an official tokenizer or generator, and write model, processor and their code, all of it or nothing.
+
+    Tensors go from file to file one after the other: a large model takes little memory. The processor prepares
+    pictures as the official evaluation does, and prompts as the official sampling.
 
     Args:
-        checkpoint: an official `.pt` file, or a safetensors file with the same keys.
-        folder: is made if need be.
-        dtype: of the saved weights. The codebooks stay in float32, since codes hang on small differences.
+        checkpoint: an official `.pt` file, a safetensors file with the same keys, or a folder of either in shards.
+        folder: is made; it may exist if it is empty.
+        dtype: of the saved weights, but for the codebooks, which stay in float32, since codes hang on small
+            differences. By default the checkpoint's own.
         settings: of the configuration that shapes don't show, such as `"semantic_config.num_attention_heads=16"`.
+        tokenizer: of a generator, whose checkpoint lacks it: the official tokenizer's file.
+        text_tokenizer: of a generator: the folder or repository of its text tokenizer, if it is not in its folder.
+        advance: is called with the bytes written and the bytes in all.
 
     Raises:
-        CommandError: the file is no such checkpoint, or the folder is a file.
+        CommandError: the files are no such checkpoint, a tokenizer is missing or not needed, or the folder exists.
     """
     logging.disable_progress_bar()
     overrides = nest(read_settings(settings))
-    if folder.is_file():
-        raise CommandError(f"{folder} is a file; the model needs a folder")
     try:
-        model = convert_tokenizer(load_official_state_dict(checkpoint), **overrides)
+        check_target(folder)
+        source = open_checkpoint(checkpoint)
+        if is_text_to_image(source):
+            plan = plan_generator(source, checkpoint, tokenizer, text_tokenizer, overrides)
+        elif tokenizer is not None or text_tokenizer is not None:
+            raise CommandError(f"{checkpoint} is no generator, and takes no --tokenizer or --text-tokenizer")
+        else:
+            plan = plan_tokenizer(source, overrides)
+        with folder_written_whole(folder) as temporary:
+            write_model(
+                temporary,
+                plan.model_class,
+                plan.config,
+                plan.weights,
+                getattr(torch, dtype) if dtype is not None else None,
+                advance,
+            )
+            plan.processor.save_pretrained(temporary)
     except (ValueError, OSError, SafetensorError) as error:
         raise CommandError(f"{checkpoint} can't be converted: {one_line(error)}") from error
-    if dtype != "float32":
-        model = TokenFlowModel.from_pretrained(
-            None, config=model.config, state_dict=model.state_dict(), dtype=getattr(torch, dtype)
+    return Converted(plan.config, sum(spec.numel() for spec in plan.weights.specs.values()))
+
+
+def plan_tokenizer(source: Checkpoint, overrides: dict[str, Any]) -> Plan:
+    """The conversion of an image tokenizer."""
+    config = infer_config(source, **overrides)
+    weights = ConvertedStateDict(source, tokenizer_layout(config))
+    return Plan(TokenFlowModel, config, weights, picture_processor(config.image_size))
+
+
+def plan_generator(
+    source: Checkpoint, path: Path, tokenizer: Path | None, text_tokenizer: str | None, overrides: dict[str, Any]
+) -> Plan:
+    """The conversion of a generator with its two tokenizers."""
+    if tokenizer is None:
+        raise CommandError(
+            f"{path} is a generator, whose checkpoint lacks the image tokenizer: pass --tokenizer with its file, "
+            "tokenflow_clipb_32k_enhanced.pt"
         )
-    model.save_pretrained(folder)
-    make_processor(size={"shortest_edge": model.config.image_size}, do_halve=True).save_pretrained(folder)
-    return model
+    official_folder = official_folder_of(path)
+    if text_tokenizer is None and (official_folder is None or not holds_text_tokenizer(official_folder)):
+        raise CommandError(
+            f"there is no text tokenizer with {path}: pass --text-tokenizer with a folder or a repository of the Hub"
+        )
+    image = open_checkpoint(tokenizer)
+    if is_text_to_image(image):
+        raise CommandError(f"--tokenizer takes an image tokenizer; {tokenizer} is a generator")
+    official = read_official_config(official_folder) if official_folder is not None else {}
+    config = infer_text_to_image_config(source, image, official, **overrides)
+    text = load_text_tokenizer(text_tokenizer or str(official_folder), config.text_config.vocab_size)
+    config.text_config.pad_token_id = text.pad_token_id
+    weights = ConvertedStateDict(join_tokenizer(source, image), text_to_image_layout(config))
+    processor = TokenFlowProcessor(
+        picture_processor(config.tokenizer_config.image_size), text, negative_prompt=OFFICIAL_NEGATIVE_PROMPT
+    )
+    return Plan(TokenFlowForTextToImage, config, weights, processor)
+
+
+def official_folder_of(path: Path) -> Path | None:
+    """The folder of a model in the official form that a checkpoint is, or lies in."""
+    if path.is_dir():
+        return path
+    return path.parent if path.name in FOLDER_FILES else None
+
+
+def picture_processor(size: int) -> Any:
+    """Prepares pictures as the official evaluation does."""
+    return make_processor(size={"shortest_edge": size}, do_halve=True)

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -135,3 +136,22 @@ def read_index(path: Path) -> list[Path]:
     if not shards or any(Path(name).name != name for name in names):
         raise ValueError(f"{path} must name shards beside itself; got {', '.join(names) or 'none'}")
     return shards
+
+
+def read_official_config(folder: Path) -> dict[str, Any]:
+    """
+    The configuration in a folder; empty if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is no configuration")
+    return fields

@@ -21,6 +21,12 @@ SHARD_SIZE = "1GB"
 Advance = Callable[[int, int], None]
 
 
+def check_target(folder: Path) -> None:
+    """Raise a FileExistsError where there is a file, or a folder with something in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already, and no empty folder: remove it, or choose another")
+
+
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """
@@ -29,8 +35,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: there is a file, or a folder with something in it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already, and not an empty folder: remove it, or choose another")
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary.mkdir()
@@ -85,7 +90,8 @@ def write_weights(
     folder: Path, weights: ConvertedStateDict, dtypes: dict[str, torch.dtype], advance: Advance | None = None
 ) -> None:
     """Write the weights in files of at most `SHARD_SIZE`, with an index if there are several, as transformers does."""
-    specs = {name: spec.to(dtypes[name]) for name, spec in weights.specs.items()}
+    # Not views, whose size would count as that of all that they are a part of.
+    specs = {name: torch.empty_like(spec, dtype=dtypes[name]) for name, spec in weights.specs.items()}
     split = split_torch_state_dict_into_shards(specs, max_shard_size=SHARD_SIZE)
     written = 0
     for file, names in split.filename_to_tensors.items():
