@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin
@@ -11,6 +12,7 @@ from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
 from .image_processing_tokenflow import TokenFlowImageProcessor
 from .modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from .pipeline_tokenflow import TextToImagePipeline
 from .processing_tokenflow import TokenFlowProcessor
 from .quantization_tokenflow import TokenFlowQuantizer
 
@@ -35,6 +37,8 @@ AutoImageProcessor.register(
 )
 # Not for the tokenizer's own configuration: `AutoProcessor` would ask its folder for a text tokenizer.
 AutoProcessor.register(TokenFlowTextToImageConfig, TokenFlowProcessor, exist_ok=True)
+# `pt_model` must be a name of transformers, which it looks up there when it loads a saved folder's pipeline.
+PIPELINE_REGISTRY.register_pipeline("text-to-image", pipeline_class=TextToImagePipeline, pt_model=AutoModel)
 
 # `save_pretrained` of these writes their modules and an `auto_map`, so that the folder works without this package.
 TokenFlowConfig.register_for_auto_class()
@@ -71,6 +75,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "NextScaleGenerationMixin",
+    "TextToImagePipeline",
     "TokenFlowConfig",
     "TokenFlowForTextToImage",
     "TokenFlowImageProcessor",

@@ -302,6 +302,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tokenflow-xl": {"semantic_config": {"model_type": "siglip_vision_model", **SIGLIP_SO400M_384}},
 }
 
+# The generator's pipeline in saved folders: the model's `save_pretrained` writes its module beside the model's.
+CUSTOM_PIPELINES = {"text-to-image": {"impl": "pipeline_tokenflow.TextToImagePipeline", "pt": ["AutoModel"]}}
+
 LLAMA_2_7B = {
     "vocab_size": 32001,  # Llama's own and [PAD]
     "pad_token_id": 32000,
@@ -356,6 +359,10 @@ class TokenFlowTextToImageConfig(PreTrainedConfig):
                 f"`text_config.max_position_embeddings` must hold a prompt and the image's "
                 f"{self.tokenizer_config.num_image_tokens} tokens; got {self.text_config.max_position_embeddings}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the pipeline that a saved model brings along for those who don't have this package."""
+        return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
 __all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig"]

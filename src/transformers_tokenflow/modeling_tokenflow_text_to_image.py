@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,6 +30,10 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tokenflow import TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned
 from .modeling_tokenflow import TokenFlowModel
+
+if TYPE_CHECKING:
+    # Never run, but transformers copies the modules named in relative imports: the saved configuration names this one.
+    from .pipeline_tokenflow import TextToImagePipeline  # noqa: F401
 
 
 @dataclass

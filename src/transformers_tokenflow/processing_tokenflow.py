@@ -3,8 +3,11 @@
 
 from typing import Any
 
+import numpy as np
+import torch
+from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ImageInput
+from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.utils import logging
 
@@ -149,6 +152,66 @@ class TokenFlowProcessor(ProcessorMixin):
         options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "truncation": False}
         return self.tokenizer(texts, padding=False, verbose=False, **options)["input_ids"]
 
+    def prepare_generation(
+        self, text: str | list[str], negative_prompt: str | list[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        What `generate` needs of texts.
+
+        Args:
+            text: B texts, or one.
+            negative_prompt: what guidance leads away from: one text for all, or B of them; by default the processor's.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, P), `negative_prompt_ids` and `negative_attention_mask` (1 or B, P').
+
+        Raises:
+            ValueError: a text is no string, or there are other than 1 or B negative ones.
+        """
+        texts = as_texts(text)
+        negative = as_texts(self.negative_prompt if negative_prompt is None else negative_prompt)
+        if len(negative) not in (1, len(texts)):
+            raise ValueError(f"expected one negative prompt, or one for each of {len(texts)}; got {len(negative)}")
+        prompts, negative_prompts = (self(text=part, return_tensors="pt") for part in (texts, negative))
+        return {
+            **prompts,
+            "negative_prompt_ids": negative_prompts["input_ids"],
+            "negative_attention_mask": negative_prompts["attention_mask"],
+        }
+
+    def prepare_mask(self, mask: Any, grid_size: int) -> torch.Tensor:
+        """
+        Masks of pictures as masks of their tokens.
+
+        Args:
+            mask: where a picture is drawn anew: white, true or 1. A picture, a path, or an array (H, W), of any size:
+                it is cut to size as a picture of its size would be. One of the grid's own size is taken as it is. Or a
+                list of masks.
+            grid_size: side of the last scale's map of tokens.
+
+        Returns:
+            (number of masks, grid, grid) bool, true at tokens of which at least half is to be drawn.
+
+        Raises:
+            ValueError: a mask has no such token.
+        """
+        masks = [self._mask_tokens(item, grid_size) for item in (mask if isinstance(mask, (list, tuple)) else [mask])]
+        if not all(part.any() for part in masks):
+            raise ValueError("a mask is true, or white, where to draw; got one that is nowhere so for half a token")
+        return torch.stack(masks)
+
+    def _mask_tokens(self, mask: Any, grid_size: int) -> torch.Tensor:
+        """One mask -> (grid, grid) bool"""
+        if isinstance(mask, (np.ndarray, torch.Tensor)) and mask.ndim == 2:
+            values = torch.as_tensor(mask)
+            if values.shape == (grid_size, grid_size):
+                return is_white(values)
+            mask = is_white(values)
+        exact = {"do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_convert_rgb": True}
+        nearest = {"resample": PILImageResampling.NEAREST, "return_tensors": "pt"}
+        values = self.image_processor(images=mask, **exact, **nearest)["pixel_values"].mean(dim=1, keepdim=True)
+        return F.adaptive_avg_pool2d((values >= 0.5).float(), grid_size)[0, 0] >= 0.5
+
     def postprocess(self, pixel_values: Any, output_type: str = "pil") -> Any:
         """Turn the model's pixels (B, 3, H, W) in [-1, 1] into pictures; see the image processor's `postprocess`."""
         return self.image_processor.postprocess(pixel_values, output_type=output_type)
@@ -178,6 +241,11 @@ def as_texts(text: str | list[str]) -> list[str]:
     if not texts:
         raise ValueError("text must hold at least one string; got an empty list")
     return list(texts)
+
+
+def is_white(values: torch.Tensor) -> torch.Tensor:
+    """Which values of a mask are nearer to white, whether that is true, 1 or 255: bool of the same shape."""
+    return values > (0.5 if values.max() <= 1 else 127.5)
 
 
 def shorten(text: str) -> str:
