@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of TokenFlow, the unified image tokenizer of arXiv 2412.03069."""
+"""Configurations of TokenFlow (arXiv 2412.03069): the image tokenizer, and the models that work with its tokens."""
 
 from __future__ import annotations
 
@@ -302,4 +302,72 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tokenflow-xl": {"semantic_config": {"model_type": "siglip_vision_model", **SIGLIP_SO400M_384}},
 }
 
-__all__ = ["TokenFlowConfig"]
+# The generator's pipeline in saved folders: the model's `save_pretrained` writes its module beside the model's.
+CUSTOM_PIPELINES = {"text-to-image": {"impl": "pipeline_tokenflow.TextToImagePipeline", "pt": ["AutoModel"]}}
+
+LLAMA_2_7B = {
+    "vocab_size": 32001,  # Llama's own and [PAD]
+    "pad_token_id": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@strict
+class TokenFlowTextToImageConfig(PreTrainedConfig):
+    r"""
+    The generator: a Llama that writes an image's tokens scale by scale. The default is the official 7B one.
+
+    Args:
+        text_config (`LlamaConfig` or `dict`):
+            The Llama. Its vocabulary is the text tokenizer's: visual tokens are no part of it.
+        tokenizer_config (`TokenFlowConfig` or `dict`):
+            The image tokenizer, whose scales and codebook the generator works with.
+        qk_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the norms of queries and keys.
+        use_text_head (`bool`, defaults to `True`):
+            Whether text tokens compete with visual ones in training, as officially, where the end of the image is
+            learned too. Drawing never computes them.
+    """
+
+    model_type = "tokenflow_text_to_image"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="llama", init_kwargs=LLAMA_2_7B),
+        "tokenizer_config": SubConfigSpec(TokenFlowConfig, init_kwargs=PRESETS["tokenflow-b-256-enhanced"]),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    tokenizer_config: dict | PreTrainedConfig | None = None
+    qk_norm_eps: float = 1e-6
+    use_text_head: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # transformers asks to trust remote code whenever this key is there, so only remote code keeps it.
+        custom_pipelines = kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        if custom_pipelines is not None and __name__.startswith("transformers_modules"):
+            self.custom_pipelines = custom_pipelines
+        if self.tokenizer_config.scales[0] != 1:
+            raise ValueError(
+                "`tokenizer_config.scales` must begin with 1, which is predicted at the prompt's last token; got "
+                f"{self.tokenizer_config.scales}"
+            )
+        needed = self.tokenizer_config.num_image_tokens + 2
+        if self.text_config.max_position_embeddings < needed:
+            raise ValueError(
+                f"`text_config.max_position_embeddings` must hold a prompt and the image's "
+                f"{self.tokenizer_config.num_image_tokens} tokens; got {self.text_config.max_position_embeddings}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the pipeline that a saved model brings along for those who don't have this package."""
+        return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+
+
+__all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig"]
