@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """TokenFlow (arXiv 2412.03069) for the Hugging Face ecosystem. Importing it registers the Auto classes."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
@@ -17,6 +18,8 @@ from .processing_tokenflow import TokenFlowProcessor
 from .quantization_tokenflow import TokenFlowQuantizer
 
 if TYPE_CHECKING:
+    from .pipeline_tokenflow_diffusers import TokenFlowPipeline  # noqa: F401
+    from .scoring import OpenClipScorer  # noqa: F401
     from .trainers import (  # noqa: F401
         TextToImageTrainer,
         TextToImageTrainingArguments,
@@ -50,27 +53,30 @@ TokenFlowImageProcessorPil.register_for_auto_class()
 TokenFlowProcessor.register_for_auto_class()
 
 # Found by `__getattr__`: what they import is not needed to load a model. Not in `__all__`, so that `import *` works.
-TRAINING_NAMES = (
-    "TextToImageTrainer",
-    "TextToImageTrainingArguments",
-    "TokenFlowTrainer",
-    "TokenFlowTrainingArguments",
-)
+# Each with its module and the extra that has what this imports.
+LAZY_NAMES = {
+    "OpenClipScorer": ("scoring", "train"),
+    "TextToImageTrainer": ("trainers", "train"),
+    "TextToImageTrainingArguments": ("trainers", "train"),
+    "TokenFlowPipeline": ("pipeline_tokenflow_diffusers", "diffusers"),
+    "TokenFlowTrainer": ("trainers", "train"),
+    "TokenFlowTrainingArguments": ("trainers", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in TRAINING_NAMES:
+    if name not in LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, extra = LAZY_NAMES[name]
     try:
-        from . import trainers
+        return getattr(importlib.import_module(f".{module}", __name__), name)
     except ImportError as error:
-        install = "pip install 'transformers-tokenflow[train]'"
-        raise ImportError(f"{name} needs the extra `train` ({install}): {error}") from error
-    return getattr(trainers, name)
+        install = f"pip install 'transformers-tokenflow[{extra}]'"
+        raise ImportError(f"{name} needs the extra `{extra}` ({install}): {error}") from error
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *TRAINING_NAMES})
+    return sorted({*globals(), *LAZY_NAMES})
 
 
 __all__ = [

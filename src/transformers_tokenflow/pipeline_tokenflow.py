@@ -131,8 +131,12 @@ class TextToImagePipeline(Pipeline):
         shape = (len(requests), num_images_per_prompt)
         output = {"codes": codes.unflatten(0, shape)}
         if output_type != "latent":
-            output["pixel_values"] = self.model.tokenizer.decode(codes).pixel_values.unflatten(0, shape)
+            output["pixel_values"] = self._decode(codes).unflatten(0, shape)
         return output
+
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pixels (N, 3, H, W) of codes (N, L). One by one: a picture is the same, to the last bit, in any batch."""
+        return torch.cat([self.model.tokenizer.decode(row[None]).pixel_values for row in codes])
 
     def _prepare_inputs(self, requests: list[Request], texts: list[str]) -> dict[str, Any]:
         """What `generate` is given of B prompts."""
@@ -173,7 +177,7 @@ class TextToImagePipeline(Pipeline):
             output_type: "pil" for a list, "np" for an array (N, H, W, 3), "pt" for a tensor (N, 3, H, W).
         """
         with torch.no_grad():
-            pixel_values = self.model.tokenizer.decode(codes.to(self.model.device)).pixel_values
+            pixel_values = self._decode(codes.to(self.model.device))
         return self.processor.postprocess(pixel_values, output_type=output_type)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,15 @@ class TokenFlowCodebook(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_cache": None}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TokenFlowCodebook":
+        """As of any module, but entries are never made halves: `model.to(torch.bfloat16)` would blur what decides."""
+
+        def apply(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return tensor.to(result.device) if result.dtype in (torch.float16, torch.bfloat16) else result
+
+        return super()._apply(apply, recurse)
 
 
 class TokenFlowQuantizer(nn.Module):
