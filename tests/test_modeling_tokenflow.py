@@ -3,18 +3,18 @@
 
 import copy
 import inspect
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from model_checks import assert_same_tensors, tensors
 from safetensors import safe_open
 from tiny_models import ALL_KINDS, pictures, teacher_features, tiny_config, tiny_model
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformers_tokenflow import TokenFlowConfig, TokenFlowModel
@@ -24,17 +24,6 @@ every_kind = pytest.mark.parametrize("kind", ALL_KINDS)
 WITH_ATTENTION = ["clip", "siglip", "vit"]
 
 
-def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def assert_same_tensors(first: torch.nn.Module, second: torch.nn.Module):
-    expected, found = tensors(first), tensors(second)
-    assert expected.keys() == found.keys()
-    different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
-    assert not different
-
-
 def assert_same_outputs(model: TokenFlowModel, other: TokenFlowModel, tolerance: float = 0.0):
     with torch.no_grad():
         expected, output = model(pictures(model.config)), other(pictures(model.config))
@@ -42,17 +31,6 @@ def assert_same_outputs(model: TokenFlowModel, other: TokenFlowModel, tolerance:
     for name in ("quantized", "pixel_values", "semantic_features"):
         if expected.get(name) is not None:
             torch.testing.assert_close(output[name], expected[name], atol=tolerance, rtol=tolerance)
-
-
-@pytest.fixture
-def transformers_log() -> Iterator[list[str]]:
-    """What transformers logs, which does not reach pytest."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("transformers").addHandler(handler)
-    yield messages
-    logging.getLogger("transformers").removeHandler(handler)
 
 
 # ---- Encoding and decoding ----
@@ -289,18 +267,6 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str, use_reentrant: bo
 # ---- Initialisation, loading and saving ----
 
 
-@pytest.fixture
-def seeded_initialization(monkeypatch: pytest.MonkeyPatch):
-    """Every module draws from the same seed, so that the order of initialisation does not matter."""
-    original = PreTrainedModel._initialize_weights
-
-    def initialize(self: PreTrainedModel, module: torch.nn.Module, *args: Any, **kwargs: Any):
-        torch.manual_seed(0)
-        original(self, module, *args, **kwargs)
-
-    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", initialize)
-
-
 @every_kind
 def test_all_missing_weights_are_initialized(kind: str, seeded_initialization: None):
     built = TokenFlowModel(tiny_config(kind))
@@ -505,13 +471,6 @@ def test_attention_per_part():
 
 
 # ---- Compilation ----
-
-
-@pytest.fixture
-def compiled() -> Iterator[Callable]:
-    torch.compiler.reset()
-    yield lambda function, backend, **kwargs: torch.compile(function, backend=backend, fullgraph=True, **kwargs)
-    torch.compiler.reset()
 
 
 def check_compiled(model: TokenFlowModel, compiled: Callable, backend: str, tolerance: float = 0.0, **kwargs: Any):

@@ -353,6 +353,11 @@ class TokenFlowTextToImageConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if custom_pipelines is not None and __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
+        if self.tokenizer_config.scales[0] != 1:
+            raise ValueError(
+                "`tokenizer_config.scales` must begin with 1, which is predicted at the prompt's last token; got "
+                f"{self.tokenizer_config.scales}"
+            )
         needed = self.tokenizer_config.num_image_tokens + 2
         if self.text_config.max_position_embeddings < needed:
             raise ValueError(

@@ -79,12 +79,12 @@ def left_aligned(
             f"{tuple(attention_mask.shape)}"
         )
     attention_mask = attention_mask.to(input_ids.device, torch.long)
-    if torch.compiler.is_compiling():
-        return input_ids, attention_mask
-    lengths = attention_mask.sum(dim=1)
-    if input_ids.numel() == 0 or lengths.min() == 0:
-        raise ValueError("a prompt has no tokens: even an empty text needs those that begin the image")
-    order = attention_mask.argsort(dim=1, stable=True)[:, -int(lengths.max()) :]
+    order = attention_mask.argsort(dim=1, stable=True)
+    if not torch.compiler.is_compiling():  # whose shapes can't depend on values
+        lengths = attention_mask.sum(dim=1)
+        if input_ids.numel() == 0 or lengths.min() == 0:
+            raise ValueError("a prompt has no tokens: even an empty text needs those that begin the image")
+        order = order[:, -int(lengths.max()) :]
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
@@ -125,7 +125,7 @@ class Drawing:
         self.generators = self.generators.select(rows)
         self.prompt_index = self.prompt_index[rows]
         self.codes = [part[rows] for part in self.codes]
-        self.features = self.features[rows] if self.features is not None else None
+        self.features = self.features[rows.to(self.features.device)] if self.features is not None else None
         if self.given is not None:
             self.given.select(rows)
 
@@ -215,7 +215,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         sampling = Sampling.from_config(config)
         check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
 
-        input_ids, attention_mask = left_aligned(input_ids.to(self.device), attention_mask)
+        input_ids, attention_mask = left_aligned(input_ids.to(self._execution_device), attention_mask)
         num_prompts, per_prompt = len(input_ids), num_images_per_prompt * best_of
         generators = make_generators(seed, generator, num_prompts, num_images_per_prompt)
         generators = more_generators(generators, best_of)
@@ -225,7 +225,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         )
         given = self._given(codes, keep_scales, mask, num_prompts, num_images_per_prompt, best_of)
         drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
-        drawing.prompt_index = torch.arange(num_prompts, device=self.device).repeat_interleave(per_prompt)
+        drawing.prompt_index = torch.arange(num_prompts, device=ids.device).repeat_interleave(per_prompt)
 
         all_logits: list[torch.Tensor] = []
         num_scales = len(self.tokenizer.config.scales)
@@ -256,6 +256,21 @@ class NextScaleGenerationMixin(GenerationMixin):
         return sample(logits, top_k, top_p, temperature, uniform)
 
     # ---- Setting up ----
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict]:
+        """As of any model, but what neither the caller nor the model's file sets is as in the paper."""
+        defaults = default_generation_config().to_dict()
+        self.generation_config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        return super()._prepare_generation_config(generation_config, **kwargs)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where the model computes, also while accelerate keeps its weights elsewhere."""
+        hooks = [getattr(module, "_hf_hook", None) for module in self.modules()]
+        devices = [getattr(hook, "execution_device", None) for hook in hooks]
+        return next((torch.device(device) for device in devices if device is not None), self.device)
 
     def _prompt_rows(
         self,
@@ -301,14 +316,14 @@ class NextScaleGenerationMixin(GenerationMixin):
                 raise ValueError("keep_scales and mask keep something of a picture: pass its `codes`")
             return None
         self.tokenizer._check_codes(codes)
-        parts = self.tokenizer.quantizer.split_codes(codes.to(self.device))
+        parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device))
         if len(parts) < len(scales):
             raise ValueError(f"expected codes of all {len(scales)} scales; got {tuple(codes.shape)}")
         spread = [spread_over(part, num_prompts, num_images, best_of, "codes") for part in parts]
         redrawn = None
         if mask is not None:
             grid = self.tokenizer.config.grid_size
-            mask = mask.to(self.device)[None] if mask.dim() == 2 else mask.to(self.device)
+            mask = (mask[None] if mask.dim() == 2 else mask).to(parts[0].device)
             if mask.dim() != 3 or mask.shape[1:] != (grid, grid):
                 raise ValueError(f"expected a mask of the last scale's grid, {grid}×{grid}; got {tuple(mask.shape)}")
             mask = spread_over(mask, num_prompts, num_images, best_of, "mask").bool().float()
@@ -345,7 +360,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         if len(rows) != len(ids):
             select_rows(cache, rows)
         drawing = Drawing(cache, mask[rows], is_padded, is_guided, generators, prompt_index=rows, given=given, codes=[])
-        return drawing, hidden[rows]
+        return drawing, hidden.to(ids.device)[rows]
 
     # ---- A scale ----
 
@@ -362,14 +377,17 @@ class NextScaleGenerationMixin(GenerationMixin):
         A refinement pass takes the place of the first one in the cache, which is put back at the end.
         """
         scale = self.tokenizer.config.scales[index]
+        is_last = index + 1 == len(self.tokenizer.config.scales)
+        num_passes = 1 if index == 0 else len(sampling.top_k)
         given, quantizer = drawing.given, self.tokenizer.quantizer
         if given is not None and index < given.keep_scales:
-            if index > 0:
-                self._run(drawing, drawing.features, index)
+            if index > 0 and not is_last:  # for the scales to come, which see it as they see one that is drawn
+                features = drawing.features
+                if sampling.attend_to_refined and num_passes > 1:
+                    features = quantizer.next_scale_features(features, given.codes[index])
+                self._run(drawing, features, index)
             yield given.codes[index], None
             return
-        num_passes = 1 if index == 0 else len(sampling.top_k)
-        is_last = index + 1 == len(self.tokenizer.config.scales)
         hidden, codes, first_pass = first, None, None
         for number in range(num_passes):
             if index > 0:
@@ -415,8 +433,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         for start in range(0, num_tokens, chunk):
             part = slice(start, start + chunk)
             logits = guide(self.visual_head(hidden[:, part]).float(), weight, num_pictures)
-            part_uniform = None if uniform is None else uniform[:, part]
-            codes.append(self.sample_codes(logits, top_k, top_p, sampling.temperature, part_uniform))
+            part_uniform = None if uniform is None else uniform[:, part].to(logits.device)
+            codes.append(self.sample_codes(logits, top_k, top_p, sampling.temperature, part_uniform).to(hidden.device))
         return torch.cat(codes, dim=1), logits if output_logits else None
 
     def _run(self, drawing: Drawing, features: torch.Tensor, index: int) -> torch.Tensor:
@@ -424,7 +442,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         scales = self.tokenizer.config.scales
         start = sum(side * side for side in scales[:index])
         num_tokens = scales[index] ** 2
-        embeds = self.model.embed_image(features.flatten(2).transpose(1, 2).to(self.device), start)
+        embeds = self.model.embed_image(features.flatten(2).transpose(1, 2), start).to(drawing.attention_mask.device)
         if drawing.is_guided:
             embeds = torch.cat([embeds, embeds])
         prompt_length = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + 1
@@ -439,7 +457,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         output = self.model(
             embeds, attention_mask=mask, position_ids=position_ids, past_key_values=drawing.cache, is_causal=False
         )
-        return output.last_hidden_state
+        return output.last_hidden_state.to(position_ids.device)
 
     # ---- Candidates ----
 
@@ -447,14 +465,14 @@ class NextScaleGenerationMixin(GenerationMixin):
         self, drawing: Drawing, scorer: Scorer, num_images: int, halve: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the better half, or of the best, of each picture's candidates in their order, and their scores."""
-        scores = scorer(self._semantic_features(drawing), drawing.prompt_index).to(self.device)
+        scores = scorer(self._semantic_features(drawing), drawing.prompt_index).to(drawing.prompt_index.device)
         if scores.shape != drawing.prompt_index.shape:
             raise ValueError(f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; "
                              f"got {tuple(scores.shape)}")  # fmt: skip
         candidates = scores.view(num_images, -1)
         count = (candidates.shape[1] + 1) // 2 if halve else 1
         chosen = candidates.topk(count, dim=1).indices.sort(dim=1).values
-        rows = (chosen + torch.arange(num_images, device=self.device)[:, None] * candidates.shape[1]).flatten()
+        rows = (chosen + torch.arange(num_images, device=chosen.device)[:, None] * candidates.shape[1]).flatten()
         return rows, scores[rows]
 
     def _semantic_features(self, drawing: Drawing) -> torch.Tensor:

@@ -98,6 +98,8 @@ class TokenFlowPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # Codes are decided by small differences of distances, which half precision would blur.
     _keep_in_fp32_modules_strict = ["codebook"]
+    # A language model's, whose folder holds its tokenizer, which can be loaded alone.
+    _keys_to_ignore_on_load_unexpected = [r"^model\.", r"^\w+_head\."]
     _no_split_modules = [
         "TokenFlowCLIPVisionEmbeddings",
         "TokenFlowSiglipVisionEmbeddings",

@@ -182,13 +182,13 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
 
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Text without image positions: (B, T) -> (B, T, D)"""
-        return self.embed_tokens(input_ids) + self.scale_embedding(torch.zeros_like(input_ids))
+        return add(self.embed_tokens(input_ids), self.scale_embedding(torch.zeros_like(input_ids)))
 
     def embed_prompt(self, input_ids: torch.Tensor) -> torch.Tensor:
         """A prompt, whose last token is the image's first position, where the first code is predicted: -> (B, P, D)"""
         embeds = self.embed_text(input_ids)
         first = self.position_embedding(torch.zeros_like(input_ids[:, -1:]))
-        return torch.cat([embeds[:, :-1], embeds[:, -1:] + first], dim=1)
+        return torch.cat([embeds[:, :-1], add(embeds[:, -1:], first)], dim=1)
 
     def embed_image(self, features: torch.Tensor, start: int) -> torch.Tensor:
         """
@@ -204,7 +204,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
         positions = torch.arange(start, start + features.shape[1], device=features.device)
         scales = self.image_scales(features.device)[start : start + features.shape[1]]
         embeds = self.projector(features)
-        return embeds + self.scale_embedding(scales + 1) + self.position_embedding(positions)
+        return add(embeds, self.scale_embedding(scales + 1), self.position_embedding(positions))
 
     def image_scales(self, device: torch.device) -> torch.Tensor:
         """Which scale each image position belongs to: (L,) long."""
@@ -216,7 +216,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
         """An empty input, which predicts the first of the tokens that end the image, and those tokens but the last."""
         text = self.embed_text(end_ids)
         empty = self.scale_embedding(torch.zeros_like(end_ids[:, :1]))
-        return torch.cat([empty, text[:, :-1]], dim=1)
+        return torch.cat([empty.to(text.device), text[:, :-1]], dim=1)
 
     @capture_outputs
     def forward(
@@ -335,23 +335,26 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             [`TokenFlowTextToImageOutput`]
 
         Raises:
-            ValueError: an empty prompt, codes that end inside a scale, or end tokens without a text head.
+            ValueError: an empty prompt, codes that end inside a scale, lie outside the codebook or are not as many as
+                prompts, or end tokens without a text head.
         """
         codes, labels = self._codes_and_labels(codes, pixel_values, labels)
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         parts = [self.model.embed_prompt(input_ids)]
         blocks = [torch.full_like(input_ids, -1)]
         if codes is not None:
+            self._check_codes(codes, len(input_ids))
             features = self.tokenizer.quantizer.next_scale_inputs(codes)
             parts.append(self.model.embed_image(features, start=1))
-            scales = self.model.image_scales(codes.device)[1 : 1 + features.shape[1]]
+            scales = self.model.image_scales(input_ids.device)[1 : 1 + features.shape[1]]
             blocks.append(scales.expand(len(codes), -1))
         num_codes = 1 + sum(part.shape[1] for part in parts[1:])
         if end_ids is not None:
             self._check_end(end_ids, num_codes)
             parts.append(self.model.embed_end(end_ids))
             blocks.append(torch.full_like(end_ids, -1))
-        embeds, block_sequence_ids = torch.cat(parts, dim=1), torch.cat(blocks, dim=1)
+        embeds = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+        block_sequence_ids = torch.cat(blocks, dim=1)
         attention_mask = F.pad(attention_mask, (0, embeds.shape[1] - attention_mask.shape[1]), value=1)
         output = self.model(
             embeds,
@@ -383,6 +386,11 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             codes = labels.clamp(min=0)
         return codes, labels
 
+    def _check_codes(self, codes: torch.Tensor, num_prompts: int) -> None:
+        self.tokenizer._check_codes(codes)
+        if len(codes) != num_prompts:
+            raise ValueError(f"expected codes of {num_prompts} pictures, one for each prompt; got {len(codes)}")
+
     def _check_end(self, end_ids: torch.Tensor, num_codes: int) -> None:
         if self.text_head is None:
             raise ValueError("end_ids are predicted by a text head: set `use_text_head` in the configuration")
@@ -391,7 +399,9 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
 
     def _with_text(self, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Scores of text tokens, if there is a head for them, before those of codes: -> (B, T, V + K)"""
-        return logits if self.text_head is None else torch.cat([self.text_head(states), logits], dim=-1)
+        if self.text_head is None:
+            return logits
+        return torch.cat([self.text_head(states).to(logits.device), logits], dim=-1)
 
     def _loss(
         self,
@@ -409,7 +419,14 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         targets = torch.where(labels >= 0, labels + scores.shape[-1] - logits.shape[-1], -100)
         if end_logits is not None:
             scores, targets = torch.cat([scores, end_logits], dim=1), torch.cat([targets, end_ids], dim=1)
-        return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten().to(scores.device))
+
+
+def add(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """A sum of what may lie on several devices, when the model does: on the first one's."""
+    for other in others:
+        first = first + other.to(first.device)
+    return first
 
 
 __all__ = [

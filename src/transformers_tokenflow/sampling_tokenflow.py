@@ -165,6 +165,9 @@ def sample(
     probabilities = (scores / temperature).softmax(dim=-1)
     if 0 < top_p < 1:
         probabilities = probabilities.masked_fill(beyond_top_p(probabilities, top_p), 0.0)
+    if entries is not None:  # in an order of their own: that of entries which tie depends on the rest of the batch
+        entries, order = entries.sort(dim=-1)
+        probabilities = probabilities.gather(-1, order)
     cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform[..., None] * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=last_possible(probabilities))
@@ -200,12 +203,11 @@ def beyond_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
         probabilities: (..., k), best first.
 
     Returns:
-        (..., k) bool, never true at the first.
+        (..., k) bool, never true at the first, nor where one ties with an entry that remains.
     """
     tail = probabilities.flip(-1).cumsum(dim=-1).flip(-1)
-    dropped = tail <= 1 - top_p
-    dropped[..., 0] = False
-    return dropped
+    num_kept = (tail > 1 - top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+    return probabilities < probabilities.gather(-1, num_kept - 1)
 
 
 def last_possible(probabilities: torch.Tensor) -> torch.Tensor:
