@@ -107,6 +107,11 @@ class TextToImageTrainingArguments(CommonTrainingArguments):
     first_sentence_probability: float = field(
         default=0.2, metadata={"help": "Probability that a caption is cut to its first sentence (paper)."}
     )
+    coarse_step_probability: float = field(
+        default=0.0,
+        metadata={"help": "Probability that a step trains the first `coarse_scales` alone, which takes less time."},
+    )
+    coarse_scales: int = field(default=1, metadata={"help": "How many scales such a step trains."})
     sample_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of pictures that are drawn at every evaluation, with fixed seeds."}
     )
@@ -122,7 +127,7 @@ class TextToImageTrainingArguments(CommonTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_probabilities("text_dropout", "first_sentence_probability")
+        self._check_probabilities("text_dropout", "first_sentence_probability", "coarse_step_probability")
         if not isinstance(self.sample_options, dict | None):
             raise ValueError(f"sample_options must map options to values; got {self.sample_options!r}")
         if self.lora_rank < 0:

@@ -58,6 +58,11 @@ class TextToImageTrainer(BaseTrainer):
         if processing_class is None:
             raise ValueError("TextToImageTrainer needs processing_class, the processor that makes prompts of texts")
         self.tokenizer_config = model.config.tokenizer_config
+        if not 1 <= args.coarse_scales <= len(self.tokenizer_config.scales):
+            raise ValueError(
+                f"coarse_scales must lie between 1 and the {len(self.tokenizer_config.scales)} scales; "
+                f"got {args.coarse_scales}"
+            )
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
         trained: nn.Module = model
         if args.lora_rank > 0:
@@ -100,9 +105,12 @@ class TextToImageTrainer(BaseTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowTextToImageOutput]:
         """Cross-entropy on the codes, which pictures are encoded to first."""
         inputs = self._with_labels(inputs)
+        is_coarse = model.training and torch.rand(()).item() < self.args.coarse_step_probability
+        if is_coarse:
+            inputs = self.coarse(inputs)
         with self.accelerator.autocast():
             output = model(**inputs)
-        if model.training and self._is_measured():
+        if model.training and not is_coarse and self._is_measured():
             values = self.measure(output.logits, inputs["labels"])
             self.record({name: value.mean() for name, value in values.items()})
         return (output.loss, output) if return_outputs else output.loss
@@ -115,6 +123,18 @@ class TextToImageTrainer(BaseTrainer):
         with torch.no_grad():
             labels = tokenizer.encode(inputs["pixel_values"]).codes
         return {name: value for name, value in inputs.items() if name != "pixel_values"} | {"labels": labels}
+
+    def coarse(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Inputs of a step that trains the first scales alone: half of them can have a tenth of the tokens.
+
+        What the last of them is predicted from are the codes of those before it.
+        """
+        lengths = [0, *prefix_lengths(self.tokenizer_config.scales)]
+        count = self.args.coarse_scales
+        labels = inputs["labels"][:, : lengths[count]]
+        codes = {"codes": labels[:, : lengths[count - 1]]} if count > 1 else {}
+        return {name: value for name, value in inputs.items() if name != "end_ids"} | {"labels": labels} | codes
 
     def _is_measured(self) -> bool:
         return self.state.global_step % max(1, self.state.logging_steps // MEASUREMENTS_PER_LOG) == 0
