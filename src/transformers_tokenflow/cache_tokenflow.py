@@ -38,11 +38,13 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add (B, heads, T, head_dim) states, and return all."""
+        """Add (B, heads, T, head_dim) states, and return all; a ValueError where there is no room for them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
+        if end > self.max_length:
+            raise ValueError(f"the cache has room for {self.max_length} tokens, not for {end}")
         for buffer, part in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[..., start:end, :] = part
         self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
@@ -55,6 +57,10 @@ class PreallocatedLayer(DynamicLayer):
         """Keep, or repeat, rows: (R,) long."""
         indices = indices.to(self.keys.device)
         self._hold(self.keys[indices], self.values[indices])
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Put rows in another order."""
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
