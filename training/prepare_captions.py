@@ -3,25 +3,26 @@
     python -m training.prepare_captions --tokenizer hub_cards/tokenflow-tiny
 
 It reads `data/tiny` (see `training.prepare_emoji`), leaves photographs and stamps out, and keeps
-of the skin-tone variants, which are half of all rows, one for each name and style. It also trains the text
-tokenizer, on the same captions, and saves it to `data/tiny-captions/text-tokenizer`.
+of the skin-tone variants, which are half of all rows, one for each name and style. It also makes the text
+tokenizer, of the words of the captions, and saves it to `data/tiny-captions/text-tokenizer`.
 """
 
 import colorsys
 import string
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import typer
 from datasets import Dataset, load_dataset
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from training.prepare_emoji import STYLES
 from training.prepare_sources import hash_fraction
+from transformers_tokenflow.commands.encoding import encode_pictures
+from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
 VOCABULARY_SIZE = 2500
 # How often the plain name stands in a row's list, of which one caption is drawn: more often than all others together.
@@ -31,6 +32,9 @@ MAIN_COLOUR, SECOND_COLOUR = 0.5, 0.2
 HUES = ((15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (345, "pink"))
 # Pairs of a name and a style that are seen in other styles alone serve the evaluation while training.
 SPLITS = ("train", "heldout_pairs")
+KEPT = ["name", "style", "category"]
+BATCH_SIZE = 64
+IMAGE_START = "<img>"
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
 
 
@@ -91,25 +95,30 @@ def write_captions(name: str, style: str, category: str, colours: list[str]) -> 
     return captions
 
 
-def train_text_tokenizer(captions: list[str], vocabulary_size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
+def make_text_tokenizer(captions: list[str], vocabulary_size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
     """
-    Trains a lower-casing WordPiece tokenizer that puts [BOS] before a text.
+    Makes a lower-casing tokenizer of the captions' most frequent words, which spells all others letter by letter.
 
-    `<img>`, where the image begins, is a word of its own. Special tokens that a user types stay text.
+    A trainer of WordPiece would break ties differently in every process. `<img>`, where the image begins, is a word of
+    its own. Special tokens that a user types stay text.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size - 1,
-        special_tokens=list(SPECIAL.values()),
-        initial_alphabet=list(string.ascii_lowercase + string.digits + string.punctuation),
-        show_progress=False,
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for caption, count in Counter(captions).items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)):
+            counts[word] += count
+    letters = sorted({*string.ascii_lowercase, *string.digits, *string.punctuation, *"".join(counts)})
+    words = [*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
+    words += sorted(counts.keys() - set(letters), key=lambda word: (-counts[word], word))
+    vocabulary = {word: index for index, word in enumerate(words[: vocabulary_size - 1])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+    tokenizer.add_tokens([AddedToken(IMAGE_START, normalized=False)])
+    bos = SPECIAL["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
     )
-    tokenizer.train_from_iterator(sorted(captions), trainer)
-    tokenizer.add_tokens([AddedToken("<img>", normalized=False)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **SPECIAL, padding_side="left", split_special_tokens=True
     )
@@ -121,19 +130,10 @@ def caption_rows(rows: Dataset) -> list[list[str]]:
     return [write_captions(name, style, category, main_colours(image)) for name, style, category, image in columns]
 
 
-def encode_rows(rows: Dataset, tokenizer_name: str, batch_size: int = 64) -> list[list[int]]:
-    """The codes of every row's picture."""
-    import torch
-
-    from transformers_tokenflow.commands.tokenizers import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_name, "cpu")
-    codes: list[list[int]] = []
-    for batch in rows.iter(batch_size):
-        pixel_values = tokenizer.processor(images=batch["image"], return_tensors="pt").pixel_values
-        with torch.inference_mode():
-            codes += tokenizer.model.encode(pixel_values).codes.tolist()
-    return codes
+def write_rows(rows: Dataset, output: Path) -> None:
+    """Writes pictures with their captions, from which `tokenflow encode` makes a file of codes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows.select_columns(["image", *KEPT]).add_column("text", caption_rows(rows)).to_parquet(output)
 
 
 def main(
@@ -141,16 +141,18 @@ def main(
     output: Path = Path("data/tiny-captions"),
     tokenizer: str = "hub_cards/tokenflow-tiny",
 ) -> None:
-    """Encodes the emoji of DATA with the tokenizer, and writes their codes and captions to OUTPUT."""
-    rows = {split: select_rows(load_dataset(str(data), split=split)) for split in SPLITS}
-    captions = {split: caption_rows(part) for split, part in rows.items()}
-    text_tokenizer = train_text_tokenizer([caption for row in captions["train"] for caption in row])
+    """Writes the emoji of DATA with captions to OUTPUT, and their codes by the tokenizer in place of former ones."""
+    model = load_tokenizer(tokenizer, "cpu")
+    for split in SPLITS:
+        rows = select_rows(load_dataset(str(data), split=split))
+        pictures, codes = output / "pictures" / f"{split}.parquet", output / f"{split}.parquet"
+        write_rows(rows, pictures)
+        codes.unlink(missing_ok=True)
+        encode_pictures([pictures], codes, model, BATCH_SIZE, keep=KEPT)
+        typer.echo(f"{codes}: {len(rows)} pictures, {dict(Counter(rows['style']))}")
+    captions = load_dataset("parquet", data_files=str(output / "train.parquet"), split="train")["text"]
+    text_tokenizer = make_text_tokenizer([caption for row in captions for caption in row])
     text_tokenizer.save_pretrained(output / "text-tokenizer")
-    for split, part in rows.items():
-        columns: dict[str, Any] = {name: part[name] for name in ("name", "style", "category")}
-        columns |= {"codes": encode_rows(part, tokenizer), "text": captions[split]}
-        Dataset.from_dict(columns).to_parquet(output / f"{split}.parquet")
-        typer.echo(f"{split}: {len(part)} pictures, {dict(Counter(part['style']))}")
 
 
 if __name__ == "__main__":

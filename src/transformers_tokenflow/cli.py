@@ -181,15 +181,26 @@ def psnr_table(psnrs: dict[str, float]) -> Table:
 @app.command()
 @reports_mistakes
 def encode(
-    pictures: Pictures,
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Picture files, parquet files with a column of pictures, and folders of them.", exists=True
+        ),
+    ],
     codes: Annotated[Path, typer.Argument(metavar="CODES.PARQUET", help="Parquet file to write.", dir_okay=False)],
     model: Model = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to keep beside `text`, of parquet files or a folder's metadata; repeatable."),
+    ] = None,
     device: Device = "auto",
     dtype: LoadingDtype = Dtype.FLOAT32,
     batch_size: BatchSize = 16,
 ) -> None:
     """
     Turn pictures into tokens: a parquet file with the columns path, codes, height and width.
+
+    Captions are kept as the column text: those of parquet files, and of a folder's metadata.jsonl or metadata.csv.
 
     What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
     command goes on from there. Pictures that can't be read are listed and left out.
@@ -201,7 +212,7 @@ def encode(
         raise typer.BadParameter(f"the last argument is the file to write, and ends in .parquet; got {codes}")
     tokenizer = load_tokenizer(model, device, dtype.value)
     with progress_bar("encoding") as advance:
-        report = encode_pictures(pictures, codes, tokenizer, batch_size, advance)
+        report = encode_pictures(pictures, codes, tokenizer, batch_size, advance, keep or ())
     report_failures(report.failures)
     if not report.encoded + report.done_before:
         fail("no picture could be encoded")

@@ -4,7 +4,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,17 @@ class CodeWriter:
     Args:
         output: the parquet file; if it exists, it is added to.
         description: of the tokenizer, kept as metadata. It must be that of what has been written before.
+        fields: of columns beside `COLUMNS`, which must be those of what has been written before.
 
     Raises:
         CommandError: another process writes the output, or it can't be added to.
     """
 
-    def __init__(self, output: Path, description: dict[str, Any]):
+    def __init__(self, output: Path, description: dict[str, Any], fields: Iterable[pa.Field] = ()):
         self.output = output
         self.description = description
+        columns = pa.schema([*COLUMNS, *fields])
+        self.schema = columns.with_metadata({METADATA_KEY: json.dumps(description)})
         self.folder = output.with_name(f"{output.name}.parts")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock")
@@ -88,13 +91,16 @@ class CodeWriter:
             for name, value in self.description.items()
             if name not in NAMES and found.get(name) != value
         ]
-        if differing or file.schema_arrow.names != COLUMNS.names:
-            what = ", ".join(differing) or "its columns"
+        if differing or not file.schema_arrow.equals(self.schema):
+            columns = [
+                ", ".join(f"{field.name} ({field.type})" for field in s) for s in (file.schema_arrow, self.schema)
+            ]
+            what = ", ".join(differing) or f"its columns ({columns[0]} there, {columns[1]} now)"
             raise CommandError(f"{path} can't be added to: {what} differ. Remove it or write elsewhere.")
         return file.read(columns=["path"])["path"].to_pylist()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Keep rows, with a value for each of `COLUMNS`, until the next flush."""
+        """Keep rows, with a value for each of `COLUMNS` and maybe for others, until the next flush."""
         self.rows.extend(rows)
 
     def flush(self) -> int:
@@ -104,7 +110,7 @@ class CodeWriter:
         numbers = [int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")]
         part = self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
         with written_atomically(part) as temporary:
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=self._schema()), temporary)
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), temporary)
         count = len(self.rows)
         self.done.update(row["path"] for row in self.rows)
         self.rows = []
@@ -125,19 +131,16 @@ class CodeWriter:
         if not any(self.folder.glob("part-*.parquet")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _schema(self) -> pa.Schema:
-        return COLUMNS.with_metadata({METADATA_KEY: json.dumps(self.description)})
-
     def _join(self) -> None:
-        with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self._schema()) as writer:
+        with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
             group: list[pa.RecordBatch] = []
             for batch in self._distinct_rows():
                 group.append(batch)
                 if sum(len(part) for part in group) >= ROWS_PER_GROUP:
-                    writer.write_table(pa.Table.from_batches(group).cast(self._schema()))
+                    writer.write_table(pa.Table.from_batches(group).cast(self.schema))
                     group = []
             if group:
-                writer.write_table(pa.Table.from_batches(group).cast(self._schema()))
+                writer.write_table(pa.Table.from_batches(group).cast(self.schema))
 
     def _distinct_rows(self) -> Iterator[pa.RecordBatch]:
         """All rows in order; a run killed between joining and the removal of its parts left some of them twice."""

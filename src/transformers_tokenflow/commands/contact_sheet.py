@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Draws reconstructions on one sheet: a row per picture, with its PSNRs, and a column per prefix of scales."""
+"""Draws many pictures on one sheet: reconstructions with what every prefix of scales gives, or drawings."""
 
 import math
 from collections.abc import Sequence
@@ -43,29 +43,73 @@ def draw_contact_sheet(reconstructions: Sequence[Reconstruction], scales: Sequen
         reconstructions: at least one, all of the same size.
         scales: of the tokenizer.
     """
-    tile = tile_size(reconstructions[0].original.width)
-    headings = ["original", *prefix_headings(scales)]
-    row_height = tile + TEXT_HEIGHT + GAP
-    top = 2 * TEXT_HEIGHT + 2 * GAP
-    width = len(headings) * (tile + GAP) + GAP
-    sheet = Image.new("RGB", (width, top + len(reconstructions) * row_height), PAPER)
+    rows = []
+    for reconstruction in reconstructions:
+        pictures = [reconstruction.original, *reconstruction.prefixes]
+        captions = [PurePath(reconstruction.path).stem, *(f"{value:.2f} dB" for value in reconstruction.psnrs)]
+        rows.append(list(zip(pictures, captions, strict=True)))
+    return draw_rows(rows, ["original", *prefix_headings(scales)])
+
+
+def draw_grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int | None = None) -> Image.Image:
+    """
+    Pictures side by side with captions of up to two lines.
+
+    Args:
+        pictures: at least one, all of the same size.
+        captions: as many.
+        columns: how many stand in a row; by default as many as make the grid nearly square.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    tiles = list(zip(pictures, captions, strict=True))
+    return draw_rows([tiles[start : start + columns] for start in range(0, len(tiles), columns)], caption_lines=2)
+
+
+def draw_rows(
+    rows: Sequence[Sequence[tuple[Image.Image, str]]], headings: Sequence[str] = (), caption_lines: int = 1
+) -> Image.Image:
+    """
+    Tiles in rows.
+
+    Args:
+        rows: pictures with their captions, at least one, all pictures of the same size.
+        headings: of the columns, of two lines each.
+        caption_lines: lines that a caption may take. What does not fit is left out.
+    """
+    tile = tile_size(rows[0][0][0].width)
+    text_height = caption_lines * TEXT_HEIGHT
+    row_height = tile + text_height + GAP
+    top = 2 * TEXT_HEIGHT + 2 * GAP if headings else GAP
+    columns = max(len(headings), *(len(row) for row in rows))
+    sheet = Image.new("RGB", (columns * (tile + GAP) + GAP, top + len(rows) * row_height), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_SIZE)
     for column, heading in enumerate(headings):
         draw.multiline_text((GAP + column * (tile + GAP), GAP), heading, INK, font, spacing=4)
-    for row, reconstruction in enumerate(reconstructions):
-        pictures = [reconstruction.original, *reconstruction.prefixes]
-        captions = [PurePath(reconstruction.path).stem, *(f"{value:.2f} dB" for value in reconstruction.psnrs)]
-        for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-            left, upper = GAP + column * (tile + GAP), top + row * row_height
+    for number, row in enumerate(rows):
+        for column, (picture, caption) in enumerate(row):
+            left, upper = GAP + column * (tile + GAP), top + number * row_height
             sheet.paste(_resize(picture, tile), (left, upper))
-            draw.text((left, upper + tile + 2), _shorten(caption, font, tile), INK, font)
+            for line_number, line in enumerate(_wrap(caption, font, tile, caption_lines)):
+                draw.text((left, upper + tile + 2 + line_number * TEXT_HEIGHT), line, INK, font)
     return sheet
 
 
 def _resize(picture: Image.Image, tile: int) -> Image.Image:
     filter = Image.Resampling.NEAREST if picture.width < tile else Image.Resampling.LANCZOS
     return picture.resize((tile, tile), filter)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
+    """A text broken at spaces into lines that fit a width in pixels, the last one shortened."""
+    wrapped, rest = [], text.split()
+    while rest and len(wrapped) < lines - 1:
+        count = 1
+        while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= width:
+            count += 1
+        wrapped.append(_shorten(" ".join(rest[:count]), font, width))
+        rest = rest[count:]
+    return [*wrapped, _shorten(" ".join(rest) if wrapped else text, font, width)]
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -2,7 +2,7 @@
 """Pictures to a parquet file of codes, and back."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,8 @@ import torch
 from ..quantization_tokenflow import prefix_lengths
 from . import CommandError
 from .code_files import CodeWriter, open_codes, read_description
-from .pictures import FileNames, PictureBatch, find_pictures, path_text, read_batches
+from .pictures import FileNames, PictureBatch, read_batches
+from .sources import find_sources
 from .tokenizers import Tokenizer
 
 # What a killed run loses at most. Longer saves nothing worth it: a part is written in milliseconds.
@@ -53,32 +54,39 @@ def ignore_progress(done: int, total: int) -> None:
 
 
 def encode_pictures(
-    sources: list[Path], output: Path, tokenizer: Tokenizer, batch_size: int, advance: Advance = ignore_progress
+    sources: list[Path],
+    output: Path,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    advance: Advance = ignore_progress,
+    keep: Iterable[str] = (),
 ) -> EncodingReport:
     """
-    Encode pictures to a parquet file with the columns path, codes, height and width.
+    Encode pictures to a parquet file with the columns path, codes, height and width, and those that are kept.
 
     Pictures that the file, or an interrupted run's parts beside it, already has are not encoded again. Pictures that
     can't be read are left out and reported.
 
     Args:
-        sources: picture files and folders of them.
+        sources: picture files, parquet files with a column of pictures, and folders of both, see `find_sources`.
         output: the parquet file.
         tokenizer: see `load_tokenizer`.
         batch_size: pictures that go through the model at a time.
         advance: is told how many pictures are dealt with (written, or found unreadable), of how many.
+        keep: columns that are kept beside `text`, of parquet files and of what folders say in their metadata.
 
     Raises:
-        CommandError: there are no pictures, the output holds codes of another tokenizer, or the model refuses.
+        CommandError: there are no pictures, a column is nowhere, the output holds codes of another tokenizer, or the
+            model refuses.
     """
-    paths = find_pictures(sources)
-    if not paths:
+    found = find_sources(sources, keep)
+    if not found.pictures:
         raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
-    writer = CodeWriter(output, describe(tokenizer))
+    writer = CodeWriter(output, describe(tokenizer), found.fields)
     report = EncodingReport()
     try:
-        remaining = [path for path in paths if path_text(path) not in writer.done]
-        report.done_before = len(paths) - len(remaining)
+        remaining = [picture for picture in found.pictures if picture.name not in writer.done]
+        report.done_before = len(found.pictures) - len(remaining)
         last_flush = time.monotonic()
         for batch in read_batches(remaining, tokenizer.processor, batch_size):
             report.failures.update(batch.failures)
@@ -86,9 +94,9 @@ def encode_pictures(
             if len(writer.rows) >= ROWS_PER_PART or time.monotonic() - last_flush >= SECONDS_BETWEEN_PARTS:
                 report.encoded += writer.flush()
                 last_flush = time.monotonic()
-                advance(report.done_before + report.encoded + len(report.failures), len(paths))
+                advance(report.done_before + report.encoded + len(report.failures), len(found.pictures))
         report.encoded += writer.flush()
-        advance(len(paths), len(paths))
+        advance(len(found.pictures), len(found.pictures))
     except BaseException:
         writer.close()
         raise
@@ -106,7 +114,7 @@ def encode_batch(batch: PictureBatch, tokenizer: Tokenizer) -> list[dict[str, An
     except ValueError as error:  # the image processor's settings don't fit the model
         raise CommandError(f"{tokenizer.name} can't encode its own image processor's pictures: {error}") from error
     return [
-        {"path": picture.path, "codes": row, "height": picture.height, "width": picture.width}
+        {"path": picture.path, "codes": row, "height": picture.height, "width": picture.width, **picture.known}
         for picture, row in zip(batch.pictures, codes.tolist(), strict=True)
     ]
 

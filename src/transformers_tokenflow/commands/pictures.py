@@ -3,10 +3,11 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
+from typing import Any, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -21,12 +22,43 @@ BATCHES_AHEAD = 2
 
 @dataclass
 class Picture:
-    """A picture as the model takes it: `pixel_values` (3, H, H), beside the size of its file's upright picture."""
+    """
+    A picture as the model takes it: `pixel_values` (3, H, H), beside the size of its file's upright picture, and what
+    is known about it by the name of a column.
+    """
 
     path: str
     height: int
     width: int
     pixel_values: torch.Tensor
+    known: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where a picture comes from, and what it is called."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture, and what is known about it by the name of a column."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture in a file of its own."""
+
+    path: Path
+    known: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its path as text."""
+        return path_text(self.path)
+
+    def read(self) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture, and what was known about it beforehand."""
+        return open_picture(self.path), self.known
 
 
 @dataclass
@@ -67,21 +99,23 @@ def _search_folder(folder: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.suffix.lower() in suffixes and path.is_file())
 
 
-def read_picture(path: Path, processor: TokenFlowImageProcessorMixin) -> Picture:
+def read_picture(source: Source, processor: TokenFlowImageProcessorMixin) -> Picture:
     """Read one picture; whatever a damaged file makes PIL raise comes through."""
-    image = open_picture(path)
+    image, known = source.read()
     width, height = turn_upright(image).size
-    return Picture(path_text(path), height, width, processor(images=image, return_tensors="pt").pixel_values[0])
+    return Picture(source.name, height, width, processor(images=image, return_tensors="pt").pixel_values[0], known)
 
 
-def read_batches(paths: list[Path], processor: TokenFlowImageProcessorMixin, batch_size: int) -> Iterator[PictureBatch]:
+def read_batches(
+    sources: Sequence[Source], processor: TokenFlowImageProcessorMixin, batch_size: int
+) -> Iterator[PictureBatch]:
     """Read pictures in batches of up to `batch_size`, in threads and ahead of the one who takes them."""
     pool = ThreadPoolExecutor(READING_THREADS)
-    pending: deque[list[tuple[Path, Future[Picture]]]] = deque()
+    pending: deque[list[tuple[str, Future[Picture]]]] = deque()
     try:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            pending.append([(path, pool.submit(read_picture, path, processor)) for path in batch])
+        for start in range(0, len(sources), batch_size):
+            batch = sources[start : start + batch_size]
+            pending.append([(source.name, pool.submit(read_picture, source, processor)) for source in batch])
             if len(pending) > BATCHES_AHEAD:
                 yield _collect(pending.popleft())
         while pending:
@@ -90,15 +124,15 @@ def read_batches(paths: list[Path], processor: TokenFlowImageProcessorMixin, bat
         pool.shutdown(cancel_futures=True)
 
 
-def _collect(futures: list[tuple[Path, "Future[Picture]"]]) -> PictureBatch:
+def _collect(futures: list[tuple[str, "Future[Picture]"]]) -> PictureBatch:
     batch = PictureBatch()
-    for path, future in futures:
+    for name, future in futures:
         try:
             batch.pictures.append(future.result())
         except UnidentifiedImageError:
-            batch.failures[path_text(path)] = "no picture, or in a format that PIL does not know"
+            batch.failures[name] = "no picture, or in a format that PIL does not know"
         except Exception as error:  # PIL's readers raise errors of every kind
-            batch.failures[path_text(path)] = one_line(error)
+            batch.failures[name] = one_line(error)
     return batch
 
 

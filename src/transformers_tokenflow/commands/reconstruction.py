@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..modeling_tokenflow import TokenFlowModel
 from . import CommandError
-from .pictures import PictureBatch, find_pictures, read_batches
+from .pictures import PictureBatch, PictureFile, find_pictures, read_batches
 from .tokenizers import Tokenizer
 
 
@@ -78,8 +78,8 @@ def reconstruct_pictures(
     Raises:
         CommandError: there are no pictures, or the model refuses them.
     """
-    paths = find_pictures(sources)
-    if not paths:
+    pictures = [PictureFile(path) for path in find_pictures(sources)]
+    if not pictures:
         raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
-    for batch in read_batches(paths, tokenizer.processor, batch_size):
-        yield reconstruct_batch(batch, tokenizer), batch.failures, len(paths)
+    for batch in read_batches(pictures, tokenizer.processor, batch_size):
+        yield reconstruct_batch(batch, tokenizer), batch.failures, len(pictures)

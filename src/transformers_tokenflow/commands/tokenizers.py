@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin, Token
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
 from . import CommandError, one_line
+from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
 
 logger = logging.get_logger(__name__)
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny"
-HUB_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass
@@ -66,63 +64,10 @@ def load_tokenizer(name: str | None = None, device: str = "auto", dtype: str = "
     """
     logging.disable_progress_bar()
     target = find_device(device)
-    if name is None:
-        if not (DEFAULT_MODEL / "config.json").is_file():
-            raise CommandError("there is no default model here: pass --model with a folder or a repository of the Hub")
-        name = str(DEFAULT_MODEL)
-    check_model_type(name)
-    model = load_model(name, getattr(torch, dtype))
+    name = name_or_default(name, DEFAULT_MODEL)
+    check_model_type(name, TokenFlowConfig, "tokenizer")
+    model = load_model(name, getattr(torch, dtype), TokenFlowModel)
     return Tokenizer(name, model.to(target).eval(), load_processor(name, model.config), target)
-
-
-def find_device(name: str) -> torch.device:
-    """
-    The device of a name, where it can be used.
-
-    Raises:
-        CommandError: the name is none of torch's, or there is no such device here.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"the device {name!r} can't be used: {one_line(error)}") from error
-    if device.type == "meta":
-        raise CommandError("the device 'meta' holds no values: pass cpu, cuda, ...")
-    return device
-
-
-def check_model_type(name: str) -> None:
-    """Read the configuration alone, and raise a CommandError unless it is that of a TokenFlow tokenizer."""
-    path = Path(name)
-    if path.is_file():
-        hint = f"; `tokenflow convert {name} FOLDER` makes one of a checkpoint"
-        raise CommandError(f"{name} is a file, but a model is a folder{hint}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise CommandError(f"{name} holds no model: it has no config.json")
-    if not path.exists() and not HUB_REPOSITORY.fullmatch(name):
-        raise CommandError(f"there is no folder {name}")
-    try:
-        fields, _ = TokenFlowConfig.get_config_dict(name)
-    except Exception as error:  # whatever the network or a damaged file makes of it
-        where = "can't be read" if path.exists() else "is no folder here, and the Hub doesn't give it"
-        raise CommandError(f"the model {name} {where}: {one_line(error)}") from error
-    if fields.get("model_type") != TokenFlowConfig.model_type:
-        raise CommandError(f"{name} is no TokenFlow tokenizer: its model type is {fields.get('model_type')!r}")
-
-
-def load_model(name: str, dtype: torch.dtype) -> TokenFlowModel:
-    """Load the weights, all of them, or raise a CommandError."""
-    try:
-        model, report = TokenFlowModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # missing, damaged or foreign weights each fail in a way of their own
-        raise CommandError(f"the model {name} can't be loaded: {one_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise CommandError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
-    return model
 
 
 def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcessorMixin:

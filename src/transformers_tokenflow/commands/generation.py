@@ -1,0 +1,174 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of prompts, and what each scale adds to them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
+
+from ..configuration_tokenflow import TokenFlowTextToImageConfig
+from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from ..pipeline_tokenflow import TextToImagePipeline
+from . import CommandError, one_line
+from .contact_sheet import draw_rows, prefix_headings
+from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+
+DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-text-to-image"
+DEFAULT_SCORER = CHECKOUT / "hub_cards" / "tokenflow-tiny-teacher"
+
+Scorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
+
+
+@dataclass
+class Drawn:
+    """
+    A picture that was drawn.
+
+    Args:
+        prompt: its text.
+        seed: that draws it again.
+        codes: (1, L).
+        picture: what they decode to.
+    """
+
+    prompt: str
+    seed: int
+    codes: torch.Tensor
+    picture: Image.Image
+
+    @property
+    def file_name(self) -> str:
+        """A name without a suffix: the prompt's letters and digits, and the seed."""
+        letters = "".join(letter if letter.isalnum() else " " for letter in self.prompt)
+        words = "-".join(letters.split()).encode()[:100].decode(errors="ignore").strip("-")
+        return f"{words or 'picture'}-{self.seed}"
+
+
+class PassCounter(BaseStreamer):
+    """Counts the passes that `generate` makes."""
+
+    def __init__(self, advance: Callable[[int, int], None], total: int):
+        self.advance, self.total, self.done = advance, total, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the codes of every pass."""
+        self.done += 1
+        self.advance(self.done, self.total)
+
+    def end(self) -> None:
+        """Called when pictures are finished."""
+
+
+def load_painter(name: str | None = None, device: str = "auto", dtype: str = "float32") -> TextToImagePipeline:
+    """
+    Load a generator and its processor.
+
+    Args:
+        name: a folder or a repository of the Hub; by default the small generator of the checkout.
+        device: as torch names it, or `"auto"` for the best there is.
+        dtype: as torch names it.
+
+    Raises:
+        CommandError: there is no such model, it is no TokenFlow generator, or the device can't be used.
+    """
+    logging.disable_progress_bar()
+    target = find_device(device)
+    name = name_or_default(name, DEFAULT_MODEL)
+    check_model_type(name, TokenFlowTextToImageConfig, "generator")
+    model: Any = load_model(name, getattr(torch, dtype), TokenFlowForTextToImage)
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+    except Exception as error:  # missing and damaged files each fail in a way of their own
+        raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
+    return TextToImagePipeline(model=model, processor=processor, task="text-to-image", device=target)
+
+
+def load_scorer(name: str | None, device: torch.device) -> Scorer:
+    """
+    Load a CLIP that chooses among pictures.
+
+    Args:
+        name: as open_clip names it, `model` or `model/tag`, or a folder; by default the small teacher of the checkout.
+        device: where texts are embedded.
+
+    Raises:
+        CommandError: open_clip is not installed or doesn't know the model.
+    """
+    if name is None:
+        if not DEFAULT_SCORER.is_dir():
+            raise CommandError("--best-of chooses by a CLIP: pass --scorer with a folder or a name of open_clip")
+        name = str(DEFAULT_SCORER)
+    try:
+        from ..scoring import OpenClipScorer
+    except ImportError as error:
+        raise CommandError(f"--best-of needs `pip install open_clip_torch`: {one_line(error)}") from error
+    is_named = not Path(name).is_dir() and ":" not in name
+    model, _, tag = name.partition("/") if is_named else (name, "", "")
+    try:
+        return OpenClipScorer(model, tag or None, device)
+    except Exception as error:  # unknown names, missing files and the network each fail in a way of their own
+        raise CommandError(f"the scorer {name} can't be loaded: {one_line(error)}") from error
+
+
+def count_passes(painter: TextToImagePipeline, settings: dict[str, Any]) -> int:
+    """How many passes one picture takes: one of the first scale, and of each other one as many as entries."""
+    config = painter.model.generation_config
+    values = [settings.get(name) or getattr(config, name) for name in ("top_k", "top_p")]
+    entries = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
+    return 1 + (len(painter.model.tokenizer.config.scales) - 1) * entries
+
+
+def draw_prompts(
+    painter: TextToImagePipeline,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int, int], None],
+    **settings: Any,
+) -> Iterator[Drawn]:
+    """
+    Draw pictures, as many at a time as are wanted of one prompt, but no more than a batch.
+
+    Args:
+        painter: the pipeline.
+        prompts: the texts.
+        count: pictures of each.
+        seed: of the first picture; the others count on.
+        batch_size: pictures at a time.
+        advance: called with the number of passes that are done, and that of all.
+        settings: of the pipeline's call.
+
+    Raises:
+        CommandError: a setting can't be.
+    """
+    parts = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    counter = PassCounter(advance, len(prompts) * len(parts) * count_passes(painter, settings))
+    for prompt in prompts:
+        for part in parts:
+            options = {"num_images_per_prompt": part, "seed": seed, "streamer": counter, **settings}
+            try:
+                codes = painter(prompt, output_type="latent", **options).view(part, -1)
+            except ValueError as error:
+                raise CommandError(one_line(error)) from error
+            for row, picture in zip(codes, painter.decode(codes), strict=True):
+                yield Drawn(prompt, seed, row[None], picture)
+                seed += 1
+
+
+def draw_steps(drawn: Sequence[Drawn], painter: TextToImagePipeline) -> Image.Image:
+    """A sheet of pictures, a row for each: what the first scale gives, the first two, and so on."""
+    scales = painter.model.tokenizer.config.scales
+    lengths = [sum(side * side for side in scales[: number + 1]) for number in range(len(scales))]
+    rows = []
+    for item in drawn:
+        pictures = [*(painter.decode(item.codes[:, :length])[0] for length in lengths[:-1]), item.picture]
+        captions = [item.prompt, *[""] * (len(scales) - 1)]
+        rows.append(list(zip(pictures, captions, strict=True)))
+    return draw_rows(rows, prefix_headings(scales), caption_lines=2)

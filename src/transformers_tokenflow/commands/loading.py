@@ -1,0 +1,82 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""What every command does to load its model: finds the device, checks the configuration, reads all weights."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from . import CommandError, one_line
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+HUB_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def name_or_default(name: str | None, default: Path) -> str:
+    """A model's name, or where none is given the default's; a CommandError where that is not there."""
+    if name is not None:
+        return name
+    if not (default / "config.json").is_file():
+        raise CommandError("there is no default model here: pass --model with a folder or a repository of the Hub")
+    return str(default)
+
+
+def find_device(name: str) -> torch.device:
+    """
+    The device of a name, where it can be used.
+
+    Raises:
+        CommandError: the name is none of torch's, or there is no such device here.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"the device {name!r} can't be used: {one_line(error)}") from error
+    if device.type == "meta":
+        raise CommandError("the device 'meta' holds no values: pass cpu, cuda, ...")
+    return device
+
+
+def check_model_type(name: str, config_class: type[PreTrainedConfig], kind: str) -> None:
+    """
+    Read the configuration alone.
+
+    Args:
+        name: a folder or a repository of the Hub.
+        config_class: what it must be.
+        kind: how that is called in messages.
+
+    Raises:
+        CommandError: it can't be read, or is another's.
+    """
+    path = Path(name)
+    if path.is_file():
+        hint = f"; `tokenflow convert {name} FOLDER` makes one of a checkpoint"
+        raise CommandError(f"{name} is a file, but a model is a folder{hint}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CommandError(f"{name} holds no model: it has no config.json")
+    if not path.exists() and not HUB_REPOSITORY.fullmatch(name):
+        raise CommandError(f"there is no folder {name}")
+    try:
+        fields, _ = config_class.get_config_dict(name)
+    except Exception as error:  # whatever the network or a damaged file makes of it
+        where = "can't be read" if path.exists() else "is no folder here, and the Hub doesn't give it"
+        raise CommandError(f"the model {name} {where}: {one_line(error)}") from error
+    if fields.get("model_type") != config_class.model_type:
+        raise CommandError(f"{name} is no TokenFlow {kind}: its model type is {fields.get('model_type')!r}")
+
+
+def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Load the weights, all of them, or raise a CommandError."""
+    try:
+        model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # missing, damaged or foreign weights each fail in a way of their own
+        raise CommandError(f"the model {name} can't be loaded: {one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CommandError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
+    return model

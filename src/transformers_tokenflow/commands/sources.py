@@ -1,0 +1,244 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Pictures to encode, with what is known about them: files with a folder's metadata, and rows of parquet files."""
+
+import csv
+import io
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..image_reading_tokenflow import open_picture
+from . import CommandError, one_line
+from .code_files import COLUMNS
+from .pictures import PictureFile, Source, find_pictures, path_text
+
+# The column that is always kept, where there is one: `imagefolder` calls captions so.
+TEXT = "text"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+@dataclass
+class Sources:
+    """Pictures in order, and the columns that are kept of what is known about them."""
+
+    pictures: list[Source]
+    fields: list[pa.Field]
+
+
+def find_sources(paths: Iterable[Path], keep: Iterable[str] = ()) -> Sources:
+    """
+    The pictures of files, of folders, and of parquet files with a column of pictures, on their own or in folders.
+
+    Of a folder's `metadata.jsonl` or `metadata.csv`, as `datasets` reads them, and of parquet files, the column `text`
+    is kept, and those that are asked for.
+
+    Args:
+        paths: files and folders.
+        keep: names of columns.
+
+    Raises:
+        CommandError: a column is nowhere, has several types, or a file of metadata can't be read.
+    """
+    names = list(dict.fromkeys([TEXT, *keep]))
+    if taken := sorted(set(names) & set(COLUMNS.names)):
+        raise CommandError(f"{', '.join(taken)} can't be kept: the file of codes has columns of its own called so")
+    pictures: dict[str, Source] = {}
+    types: dict[str, pa.DataType] = {}
+    for path in paths:
+        for table in find_tables(path):
+            note_types(types, {name: table.types[name] for name in names if name in table.types}, table.path)
+            rows = (PictureRow(table, index, names) for index in range(table.num_rows))
+            pictures.update((row.name, row) for row in rows)
+        if path.suffix != ".parquet":
+            folder = PictureFolder(path, names)
+            files = (PictureFile(file, folder.known(file)) for file in find_pictures([path]))
+            pictures.update((file.name, file) for file in files)
+            note_types(types, folder.types(), path)
+    if missing := [name for name in keep if name not in types]:
+        raise CommandError(f"nothing here has a column {', '.join(missing)} that could be kept")
+    return Sources(list(pictures.values()), [pa.field(name, types[name]) for name in names if name in types])
+
+
+def note_types(types: dict[str, pa.DataType], found: dict[str, pa.DataType], path: Path) -> None:
+    """Add the types of a source's columns to those of the sources before it."""
+    for name, kind in found.items():
+        if types.setdefault(name, kind) != kind:
+            raise CommandError(f"the column {name} of {path} is {kind}, and {types[name]} before")
+
+
+class PictureFolder:
+    """
+    What the metadata of a folder and the folders in it say about their pictures.
+
+    Args:
+        root: the folder, or a picture file.
+        names: of the columns that are kept.
+    """
+
+    def __init__(self, root: Path, names: list[str]):
+        self.root, self.names = root if root.is_dir() else root.parent, names
+        self.by_folder: dict[Path, dict[str, dict[str, Any]] | None] = {}
+
+    def known(self, file: Path) -> dict[str, Any]:
+        """What is kept of a picture: the nearest metadata on the way up to the root counts."""
+        folder = file.parent
+        while True:
+            if folder not in self.by_folder:
+                self.by_folder[folder] = self._read(folder)
+            metadata = self.by_folder[folder]
+            if metadata is not None:
+                return metadata.get(file.relative_to(folder).as_posix(), {})
+            if folder == self.root:
+                return {}
+            folder = folder.parent
+
+    def _read(self, folder: Path) -> dict[str, dict[str, Any]] | None:
+        path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
+        if path is None:
+            return None
+        rows = {}
+        for row in read_metadata(path):
+            rows[row["file_name"]] = {name: row[name] for name in self.names if row.get(name) is not None}
+        return rows
+
+    def types(self) -> dict[str, pa.DataType]:
+        """The types of the columns found, as far as pictures have been asked for."""
+        rows = [row for metadata in self.by_folder.values() for row in (metadata or {}).values()]
+        types = {}
+        for name in self.names:
+            values = [row[name] for row in rows if name in row]
+            if values:
+                try:
+                    types[name] = pa.array(values).type
+                except pa.ArrowException as error:
+                    raise CommandError(
+                        f"the column {name} of {self.root} has mixed types: {one_line(error)}"
+                    ) from error
+        return types
+
+
+def read_metadata(path: Path) -> list[dict[str, Any]]:
+    """
+    The rows of a `metadata.jsonl` or `metadata.csv`.
+
+    Raises:
+        CommandError: it can't be read, or a row has no `file_name`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise CommandError(f"{path} can't be read: {one_line(error)}") from error
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise CommandError(f"every row of {path} needs a file_name; got {row}")
+    return rows
+
+
+def find_tables(source: Path) -> Iterator["PictureTable"]:
+    """
+    The parquet files with a column of pictures: the source itself, or all in a folder, in order of names.
+
+    Raises:
+        CommandError: the source is a parquet file without pictures.
+    """
+    if source.is_file():
+        if source.suffix == ".parquet":
+            yield PictureTable(source)
+        return
+    for parent, folders, names in os.walk(source):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix == ".parquet" and not name.startswith(".") and picture_column(open_table(path)):
+                yield PictureTable(path)
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """Open a parquet file, or raise a CommandError."""
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
+
+
+def picture_column(file: pq.ParquetFile) -> str | None:
+    """The first column that holds pictures as `datasets` writes them: structures of `bytes` and `path`."""
+    for field in file.schema_arrow:
+        if pa.types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"}:
+            return field.name
+    return None
+
+
+class PictureTable:
+    """
+    A parquet file with a column of pictures, of which one group of rows is in memory, or two.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CommandError: it is no parquet file, or has no pictures.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = open_table(path)
+        self.column = picture_column(self.file)
+        if self.column is None:
+            columns = ", ".join(f"{field.name} ({field.type})" for field in self.file.schema_arrow)
+            raise CommandError(f"{path} has no column of pictures, of bytes and path; it has {columns}")
+        self.num_rows = self.file.metadata.num_rows
+        self.types = {field.name: field.type for field in self.file.schema_arrow}
+        counts = [self.file.metadata.row_group(index).num_rows for index in range(self.file.num_row_groups)]
+        self.starts = list(accumulate(counts, initial=0))
+        self.groups: dict[int, pa.Table] = {}
+        self.lock = Lock()  # pictures are read in threads
+
+    def row(self, index: int, names: list[str]) -> dict[str, Any]:
+        """The picture of a row and the columns of those names."""
+        number = bisect_right(self.starts, index) - 1
+        columns = [self.column, *(name for name in names if name in self.types)]
+        with self.lock:
+            if number not in self.groups:
+                if len(self.groups) > 1:
+                    del self.groups[min(self.groups)]
+                self.groups[number] = self.file.read_row_group(number, columns=columns)
+            group = self.groups[number]
+        return group.slice(index - self.starts[number], 1).to_pylist()[0]
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A picture in a row of a parquet file; its name is the file's, with the row's number as another part."""
+
+    table: PictureTable
+    index: int
+    names: list[str]
+
+    @property
+    def name(self) -> str:
+        """`FILE.parquet/000012`"""
+        return f"{path_text(self.table.path)}/{self.index:06d}"
+
+    def read(self) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture, and what is kept of its row."""
+        row = self.table.row(self.index, self.names)
+        encoded = row.pop(self.table.column)
+        if encoded is None:
+            raise ValueError("the row has no picture")
+        content = encoded["bytes"]
+        return (Image.open(io.BytesIO(content)) if content is not None else open_picture(encoded["path"])), row

@@ -1,0 +1,182 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Encoding of pictures with what is known about them: parquet files, and folders with metadata."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_model
+from tiny_training import gradient_pictures
+
+from transformers_tokenflow import TokenFlowImageProcessor
+from transformers_tokenflow.commands import CommandError, encoding
+from transformers_tokenflow.commands.encoding import decode_pictures, encode_pictures
+from transformers_tokenflow.commands.sources import find_sources
+from transformers_tokenflow.commands.tokenizers import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    processor = TokenFlowImageProcessor(size={"shortest_edge": 32})
+    return Tokenizer("tiny", tiny_model(), processor, torch.device("cpu"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A parquet file of five rows in groups of two, with pictures, several captions each, and more."""
+    features = {"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))}
+    features |= {"style": datasets.Value("string"), "number": datasets.Value("int64")}
+    columns = {
+        "number": list(range(5)),
+        "style": ["noto", "noto", None, "photo", "photo"],
+        "text": [[f"picture {index}", "a gradient"] for index in range(5)],
+        "image": gradient_pictures(5),
+    }
+    path = tmp_path / "data" / "train-00000.parquet"
+    path.parent.mkdir()
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path, batch_size=2)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures as `imagefolder` takes them: metadata in one folder, in a folder of it, and none in another."""
+    root = tmp_path / "pictures"
+    for index, picture in enumerate(gradient_pictures(5)):
+        path = root / ["", "inner", "inner", "other", ""][index] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    lines = [{"file_name": "0.png", "text": "zero", "likes": 3}, {"file_name": "other/3.png", "text": "three"}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (root / "inner" / "metadata.csv").write_text('file_name,text,likes\n1.png,"one, two",\n', newline="")
+    return root
+
+
+def rows_of(path: Path) -> dict[str, dict]:
+    return {row["path"].rpartition("/")[2]: row for row in pq.read_table(path).to_pylist()}
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_rows_of_a_table(table, tmp_path, tokenizer, whole_folder):
+    output = tmp_path / "codes.parquet"
+    source = table.parent if whole_folder else table
+    report = encode_pictures([source], output, tokenizer, 3, keep=["style", "number"])
+    assert report.encoded == 5 and not report.failures
+    assert pq.read_schema(output).names == ["path", "codes", "height", "width", "text", "style", "number"]
+    rows = rows_of(output)
+    assert rows["000002"]["path"] == f"{table}/000002"
+    expected = tokenizer.processor(images=gradient_pictures(5), return_tensors="pt").pixel_values
+    for index, codes in enumerate(tokenizer.model.encode(expected).codes.tolist()):
+        row = rows[f"{index:06d}"]
+        assert row["codes"] == codes and row["number"] == index and (row["height"], row["width"]) == (40, 40)
+        assert row["text"] == [f"picture {index}", "a gradient"]
+    assert rows["000002"]["style"] is None and rows["000004"]["style"] == "photo"
+
+
+def test_decoded_rows_are_named_by_their_numbers(table, tmp_path, tokenizer):
+    encode_pictures([table], tmp_path / "codes.parquet", tokenizer, 4)
+    decode_pictures(tmp_path / "codes.parquet", tmp_path / "decoded", tokenizer, 4)
+    assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == [f"00000{i}.png" for i in range(5)]
+
+
+def test_folders_keep_their_captions(folder, tmp_path, tokenizer):
+    encode_pictures([folder], tmp_path / "codes.parquet", tokenizer, 2)
+    texts = {name: row["text"] for name, row in rows_of(tmp_path / "codes.parquet").items()}
+    assert texts == {"0.png": "zero", "1.png": "one, two", "2.png": None, "3.png": "three", "4.png": None}
+
+
+def test_a_picture_alone_keeps_its_caption(folder, tmp_path, tokenizer):
+    encode_pictures([folder / "0.png"], tmp_path / "codes.parquet", tokenizer, 2, keep=["likes"])
+    row = rows_of(tmp_path / "codes.parquet")["0.png"]
+    assert (row["text"], row["likes"]) == ("zero", 3)
+
+
+def test_no_captions_no_column(tmp_path, tokenizer):
+    (tmp_path / "plain").mkdir()
+    gradient_pictures(1)[0].save(tmp_path / "plain" / "a.png")
+    encode_pictures([tmp_path / "plain"], tmp_path / "codes.parquet", tokenizer, 2)
+    assert pq.read_schema(tmp_path / "codes.parquet").names == ["path", "codes", "height", "width"]
+
+
+def test_codes_beside_the_pictures_are_no_source(folder, tokenizer):
+    for expected in (5, 0):
+        assert encode_pictures([folder], folder / "codes.parquet", tokenizer, 2).encoded == expected
+
+
+def test_interrupted_and_resumed_equals_whole(table, tmp_path, tokenizer, monkeypatch):
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    encode_pictures([table], whole, tokenizer, 1, keep=["style"])
+    encode_batch, calls = encoding.encode_batch, []
+
+    def interrupted(batch, tokenizer):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode_batch(batch, tokenizer)
+
+    monkeypatch.setattr(encoding, "encode_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_pictures([table], parts, tokenizer, 1, keep=["style"])
+    report = encode_pictures([table], parts, tokenizer, 1, keep=["style"])
+    assert (report.done_before, report.encoded) == (2, 3)
+    assert pq.read_table(parts).equals(pq.read_table(whole))
+
+
+def test_other_columns_can_not_be_added(table, tmp_path, tokenizer):
+    encode_pictures([table], tmp_path / "codes.parquet", tokenizer, 4, keep=["style"])
+    with pytest.raises(CommandError, match=r"its columns \(.*style \(string\) there, .* now\)"):
+        encode_pictures([table], tmp_path / "codes.parquet", tokenizer, 4)
+
+
+def test_broken_pictures_of_a_table_are_reported(tmp_path, tokenizer):
+    pictures = [{"bytes": b"no picture", "path": "a.png"}, {"bytes": None, "path": "/nowhere.png"}, None]
+    content = pa.table({"image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    pq.write_table(content, tmp_path / "broken.parquet")
+    report = encode_pictures([tmp_path / "broken.parquet"], tmp_path / "codes.parquet", tokenizer, 4)
+    assert report.encoded == 0 and len(report.failures) == 3
+    assert "the row has no picture" in report.failures[f"{tmp_path}/broken.parquet/000002"]
+
+
+@pytest.mark.parametrize(
+    "keep, message",
+    [(["codes"], "codes can't be kept"), (["nonsense"], "nothing here has a column nonsense")],
+)
+def test_columns_that_can_not_be_kept(table, keep, message):
+    with pytest.raises(CommandError, match=message):
+        find_sources([table], keep)
+
+
+def test_types_that_differ(table, folder):
+    with pytest.raises(CommandError, match="the column text of .* is string, and list"):
+        find_sources([table, folder])
+
+
+@pytest.mark.parametrize("line", ["no json", '["a list"]', '{"text": "no file name"}'])
+def test_metadata_that_can_not_be_read(tmp_path, line):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(CommandError, match="metadata.jsonl"):
+        find_sources([tmp_path])
+
+
+def test_mixed_types_in_metadata(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": 2}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(CommandError, match="mixed types"):
+        find_sources([tmp_path])
+
+
+def test_a_table_without_pictures(tmp_path):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "text.parquet")
+    with pytest.raises(CommandError, match=r"no column of pictures.*it has text \(string\)"):
+        find_sources([tmp_path / "text.parquet"])
+    assert find_sources([tmp_path]).pictures == []
+    (tmp_path / "text.parquet").write_bytes(b"nonsense")
+    with pytest.raises(CommandError, match="can't be read as parquet"):
+        find_sources([tmp_path / "text.parquet"])
