@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## Reconstruct pictures and draw a contact sheet; IMAGES="a.jpg b.png" adds your own
+demo: setup ## Reconstruct pictures and draw new ones from prompts; IMAGES="a.jpg b.png" adds your own
 	env -u OMP_NUM_THREADS $(BIN)/python demo/demo.py $(IMAGES)
 
 test: setup ## Run the tests that CI runs; PYTEST_ARGS="-k name" narrows them
@@ -44,8 +44,9 @@ format-check: setup ## Check the code's format
 typecheck: setup ## Check the package's types
 	$(BIN)/mypy
 
-bench: setup ## Measure the tokenizer against the naive formulation and the machine's peak
+bench: setup ## Measure tokenizer and generator against the naive ways and the machine's peak
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.text_to_image
 
 constraints: setup ## Write the installed versions to constraints.txt
 	echo '# The versions that are tested, direct and transitive; `make constraints` writes them anew.' > constraints.txt
