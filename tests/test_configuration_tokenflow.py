@@ -5,14 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import ALL_KINDS, tiny_config
-from transformers import AutoConfig, CLIPVisionConfig, SiglipVisionConfig
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from transformers_tokenflow import TokenFlowConfig
+from transformers_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
 from transformers_tokenflow.configuration_tokenflow import PRESETS, TokenFlowSemanticDecoderConfig
 
 
@@ -208,6 +209,106 @@ def test_presets_can_be_changed_without_changing_each_other():
     assert TokenFlowConfig.from_preset("tokenflow-l").to_dict() == before
     with pytest.raises(ValueError, match="tokenflow-xl"):
         TokenFlowConfig.from_preset("tokenflow-xxl")
+
+
+# ---- The generator's ----
+
+
+def tiny_generator_config(**overrides: Any) -> TokenFlowTextToImageConfig:
+    text = {"model_type": "llama", "vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0}
+    fields = {"text_config": text, "tokenizer_config": tiny_config("vit"), "qk_norm_eps": 1e-5, "use_text_head": False}
+    return TokenFlowTextToImageConfig(**{**fields, **overrides})
+
+
+def test_generator_no_arguments_and_no_log_line(logged: Callable[[], str]):
+    config = TokenFlowTextToImageConfig()
+    assert logged() == ""
+    text, tokenizer = config.text_config, config.tokenizer_config
+    assert isinstance(text, LlamaConfig) and config.get_text_config() is text
+    assert (text.vocab_size, text.hidden_size, text.num_hidden_layers) == (32001, 4096, 32)
+    assert tokenizer.to_dict() == TokenFlowConfig.from_preset("tokenflow-b-256-enhanced").to_dict()
+    assert (config.qk_norm_eps, config.use_text_head, config.tie_word_embeddings) == (1e-6, True, False)
+
+
+def test_generator_json_round_trips(tmp_path: Path, logged: Callable[[], str]):
+    config = tiny_generator_config()
+    assert TokenFlowTextToImageConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    config.to_json_file(tmp_path / "config.json")
+    assert TokenFlowTextToImageConfig.from_json_file(tmp_path / "config.json").to_dict() == config.to_dict()
+    config.save_pretrained(tmp_path / "folder" / "inner")
+    loaded = TokenFlowTextToImageConfig.from_pretrained(tmp_path / "folder", subfolder="inner")
+    assert loaded.to_dict() == config.to_dict()
+    assert type(AutoConfig.from_pretrained(tmp_path / "folder" / "inner")) is TokenFlowTextToImageConfig
+    loaded.save_pretrained(tmp_path / "again")
+    assert TokenFlowTextToImageConfig.from_pretrained(tmp_path / "again").to_dict() == config.to_dict()
+    assert (loaded.qk_norm_eps, loaded.use_text_head) == (1e-5, False)
+    assert type(loaded.tokenizer_config.semantic_config).model_type == "vit"
+    assert logged() == ""
+
+
+def test_generator_sub_configurations_load_from_the_composite(tmp_path: Path, logged: Callable[[], str]):
+    config = tiny_generator_config()
+    config.save_pretrained(tmp_path)
+    for name, sub_class in (("text_config", LlamaConfig), ("tokenizer_config", TokenFlowConfig)):
+        assert sub_class.from_pretrained(tmp_path).to_dict() == getattr(config, name).to_dict()
+    assert logged() == ""
+
+
+def test_generator_one_key_of_a_sub_configuration_can_be_changed(tmp_path: Path):
+    config = tiny_generator_config()
+    config.save_pretrained(tmp_path)
+    for name, key in (("text_config", "vocab_size"), ("tokenizer_config", "codebook_size")):
+        expected = config.to_dict()
+        expected[name][key] = 20
+        assert TokenFlowTextToImageConfig.from_pretrained(tmp_path, **{name: {key: 20}}).to_dict() == expected
+    assert TokenFlowTextToImageConfig.from_pretrained(tmp_path, use_text_head=True).use_text_head
+
+
+def test_generator_sub_configurations_are_kept_as_objects():
+    text, tokenizer = LlamaConfig(), tiny_config()
+    config = TokenFlowTextToImageConfig(text_config=text, tokenizer_config=tokenizer)
+    assert config.text_config is text and config.tokenizer_config is tokenizer
+    assert TokenFlowTextToImageConfig(text_config={"hidden_size": 64}).text_config.model_type == "llama"
+
+
+def test_generator_common_arguments(logged: Callable[[], str]):
+    config = tiny_generator_config(
+        return_dict=False,
+        output_hidden_states=True,
+        dtype="float16",
+        num_labels=3,
+        architectures=["TokenFlowForTextToImage"],
+        attn_implementation={"text_config": "eager", "tokenizer_config": "sdpa"},
+        auto_map={"AutoModel": "modeling_tokenflow_text_to_image.TokenFlowForTextToImage"},
+        pad_token_id=0,
+        something_of_ones_own=1,
+    )
+    assert not config.return_dict and config.dtype == torch.float16 and config.something_of_ones_own == 1
+    assert config.text_config._attn_implementation == "eager"
+    assert config.tokenizer_config._attn_implementation == "sdpa"
+    assert config.tokenizer_config.semantic_config._attn_implementation == "sdpa"
+    assert logged() == ""
+
+
+def test_generator_names_its_pipeline_only_in_what_is_saved():
+    """transformers asks to trust remote code wherever the key is, so local configurations go without."""
+    config = tiny_generator_config()
+    assert "text-to-image" in config.to_dict()["custom_pipelines"]
+    for other in (config, TokenFlowTextToImageConfig.from_dict(config.to_dict())):
+        assert not hasattr(other, "custom_pipelines")
+
+
+def test_generator_scales_begin_with_one_token():
+    for scales in ([4], [2, 4]):
+        with pytest.raises(ValueError, match=r"must begin with 1.*got \[" + str(scales[0])):
+            tiny_generator_config(tokenizer_config=tiny_config(scales=scales))
+    assert tiny_generator_config(tokenizer_config=tiny_config(scales=[1, 1, 3])).tokenizer_config.num_image_tokens == 11
+
+
+def test_generator_positions_hold_an_image():
+    with pytest.raises(ValueError, match="a prompt and the image's 21 tokens; got 22"):
+        tiny_generator_config(text_config={"max_position_embeddings": 22})
+    assert tiny_generator_config(text_config={"max_position_embeddings": 23})
 
 
 # ---- Optional packages ----
