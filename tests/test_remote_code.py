@@ -1,5 +1,8 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Saved folders in processes that do not have the package, and the package in processes that have little else."""
+"""Saved folders in processes that do not have the package, and the package in processes that have little else.
+
+Nothing of this can be tested in this process: once the package is imported, its classes win even over trusted code.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_text_to_image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.dynamic_module_utils import get_imports
 
@@ -38,6 +41,15 @@ MODULES = {
     "quantization_tokenflow.py",
     "semantic_tokenflow.py",
 }
+GENERATOR_MODULES = MODULES | {
+    "cache_tokenflow.py",
+    "generation_tokenflow.py",
+    "modeling_tokenflow_text_to_image.py",
+    "pipeline_tokenflow.py",
+    "processing_tokenflow.py",
+    "sampling_tokenflow.py",
+}
+DIFFUSERS_MODULE = "pipeline_tokenflow_diffusers.py"
 KINDS = ["clip", "siglip", "vit"]
 REQUIREMENTS = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
 
@@ -81,6 +93,48 @@ USE = """
     assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
 """
 
+USE_GENERATOR = """
+    import torch
+    from pathlib import Path
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+    folder, again = Path({folder!r}), Path({again!r})
+    expected = load_file(folder / "expected.safetensors")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    for loaded in (config, model, processor, image_processor, processor.image_processor):
+        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+    prompts = processor(text=["a red apple", "sun </s>"], return_tensors="pt")
+    assert torch.equal(prompts.input_ids, expected["input_ids"])
+    codes = model.generate(**processor.prepare_generation(["a red apple", "sun"]), seed=0).codes
+    assert torch.equal(codes, expected["codes"])
+    for task in ("text-to-image", None):
+        painter = pipeline(task, model=str(folder), trust_remote_code=True, device="cpu")
+        assert type(painter).__module__.startswith("transformers_modules."), type(painter)
+        drawn = painter(["a red apple", "sun"], seed=0, output_type="latent", batch_size=2)
+        assert torch.equal(torch.stack(drawn), expected["codes"])
+        assert painter("sun", seed=0).size == (32, 32)
+    painter.save_pretrained(again / "pipeline")
+    model.save_pretrained(again / "parts")
+    processor.save_pretrained(again / "parts")
+    assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
+"""
+USE_DIFFUSERS = """
+    from diffusers import DiffusionPipeline
+    for source, target in ((folder, again / "diffusers"), (again / "diffusers", again / "twice")):
+        pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+        assert type(pipe).__module__.startswith("diffusers_modules."), type(pipe)
+        for component in (pipe.model, pipe.processor):
+            assert type(component).__module__.startswith("transformers_modules."), type(component)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        codes = pipe(["a red apple", "sun"], generator=generators, output_type="latent").images
+        assert torch.equal(codes, expected["codes"])
+        pipe.save_pretrained(target)
+    assert "transformers_tokenflow" not in sys.modules
+"""
+
 
 def run_python(script: str, tmp_path: Path, **environment: str) -> None:
     """Run a script in a process of its own, in a folder from which this package is not found."""
@@ -110,6 +164,30 @@ def save_with_expectations(kind: str, folder: Path) -> None:
     save_file({"pixel_values": pixel_values, "codes": codes, "decoded": decoded}, folder / "expected.safetensors")
 
 
+def check_resaved(saved: Path, resaved: Path, *names: str) -> None:
+    """Code and references to it are as before after saving what remote code has loaded."""
+    for name in (*GENERATOR_MODULES, *names):
+        assert (resaved / name).read_text() == (saved / name).read_text(), name
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        before, after = (json.loads((folder / name).read_text()) for folder in (saved, resaved))
+        for key in ("auto_map", "custom_pipelines"):
+            assert before.get(key) == after.get(key), name
+
+
+@pytest.fixture(scope="module")
+def generator_folder(tmp_path_factory) -> Path:
+    """A generator in a folder for both libraries, and what the local classes draw."""
+    from transformers_tokenflow import TokenFlowPipeline
+
+    folder = tmp_path_factory.mktemp("generator")
+    model, processor = tiny_text_to_image()
+    TokenFlowPipeline(model, processor).save_pretrained(folder)
+    codes = model.generate(**processor.prepare_generation(["a red apple", "sun"]), seed=0).codes
+    input_ids = processor(text=["a red apple", "sun </s>"], return_tensors="pt").input_ids
+    save_file({"codes": codes, "input_ids": input_ids}, folder / "expected.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("remote")
@@ -133,14 +211,36 @@ class TestSaving:
                 ]
             }
 
-    def test_requirements(self, folders):
-        for name in MODULES:
-            required = set(get_imports(folders / "clip" / name)) - set(sys.stdlib_module_names)
-            assert required <= REQUIREMENTS, name
+    def test_generators(self, generator_folder):
+        assert {path.name for path in generator_folder.glob("*.py")} == GENERATOR_MODULES | {DIFFUSERS_MODULE}
+        config, processor, tokenizer = (
+            json.loads((generator_folder / f"{name}.json").read_text())
+            for name in ("config", "processor_config", "tokenizer_config")
+        )
+        assert config["auto_map"] == {
+            "AutoConfig": "configuration_tokenflow.TokenFlowTextToImageConfig",
+            "AutoModel": "modeling_tokenflow_text_to_image.TokenFlowForTextToImage",
+        }
+        own = {"AutoProcessor": "processing_tokenflow.TokenFlowProcessor"}
+        assert processor["auto_map"] == tokenizer["auto_map"] == own
+        assert config["custom_pipelines"]["text-to-image"]["impl"] == "pipeline_tokenflow.TextToImagePipeline"
+
+    def test_requirements(self, folders, generator_folder):
+        paths = [*(folders / "clip").glob("*.py"), *(generator_folder / name for name in GENERATOR_MODULES)]
+        for path in paths:
+            required = set(get_imports(path)) - set(sys.stdlib_module_names)
+            assert required <= REQUIREMENTS, path.name
+        assert set(get_imports(generator_folder / DIFFUSERS_MODULE)) - set(sys.stdlib_module_names) <= {
+            "diffusers",
+            "torch",
+            "transformers",
+        }
 
     @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
     def test_cards_have_the_present_code(self, card):
-        stale = [name for name in sorted(MODULES) if (card / name).read_text() != (PACKAGE / name).read_text()]
+        names = sorted(path.name for path in card.glob("*.py"))
+        assert set(names) >= MODULES
+        stale = [name for name in names if (card / name).read_text() != (PACKAGE / name).read_text()]
         assert not stale, f"copy {', '.join(stale)} from {PACKAGE} to {card}"
 
 
@@ -165,6 +265,27 @@ class TestWithoutThePackage:
             saved, resaved = (json.loads((root / kind / "config.json").read_text()) for root in (folders, again))
             assert saved["auto_map"] == resaved["auto_map"]
 
+    @pytest.mark.parametrize(
+        "blocked",
+        [
+            ["transformers_tokenflow"],
+            ["transformers_tokenflow", "timm", "open_clip", "torchvision", "diffusers", "typer", "datasets"],
+        ],
+        ids=["package", "all-extras"],
+    )
+    def test_generators(self, blocked, generator_folder, tmp_path):
+        again = tmp_path / "again"
+        script = textwrap.dedent(BLOCK + USE_GENERATOR).format(
+            blocked=blocked, folder=str(generator_folder), again=str(again)
+        )
+        if "diffusers" not in blocked:
+            script += textwrap.dedent(USE_DIFFUSERS)
+        run_python(script, tmp_path)
+        for part in ("pipeline", "parts"):
+            check_resaved(generator_folder, again / part, "generation_config.json")
+        if "diffusers" not in blocked:
+            check_resaved(generator_folder, again / "twice", DIFFUSERS_MODULE, "model_index.json")
+
 
 class TestWithThePackage:
     def test_auto_classes(self, folders):
@@ -187,8 +308,20 @@ class TestWithThePackage:
         with pytest.raises(AttributeError, match="TokenFlowTeacher"):
             transformers_tokenflow.TokenFlowTeacher  # noqa: B018
 
+    def test_importing_loads_nothing_that_is_not_needed(self, tmp_path):
+        script = """
+            import sys
+            import transformers_tokenflow
+            assert not {"diffusers", "open_clip", "timm", "torchmetrics"} & set(sys.modules)
+            assert {"TokenFlowPipeline", "OpenClipScorer"} <= set(dir(transformers_tokenflow))
+            from transformers_tokenflow import TokenFlowPipeline
+            assert "diffusers" in sys.modules
+        """
+        run_python(script, tmp_path, PYTHONPATH=str(CHECKOUT / "src"))
+
     def test_needs_only_its_requirements(self, folders, tmp_path):
-        blocked = ["timm", "open_clip", "datasets", "typer", "torchvision", "lpips", "torchmetrics", "pyarrow"]
+        extras = ["timm", "open_clip", "datasets", "typer", "torchvision", "lpips", "torchmetrics", "pyarrow"]
+        blocked = [*extras, "diffusers"]
         script = textwrap.dedent(BLOCK).format(blocked=blocked) + textwrap.dedent(f"""
             import transformers_tokenflow
             assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
@@ -196,11 +329,13 @@ class TestWithThePackage:
             AutoModel.from_pretrained({str(folders / "clip")!r})
             processor = AutoImageProcessor.from_pretrained({str(folders / "clip")!r})
             assert type(processor) is transformers_tokenflow.TokenFlowImageProcessorPil
-            try:
-                transformers_tokenflow.TokenFlowTrainer
-            except ImportError as error:
-                assert "transformers-tokenflow[train]" in str(error), error
-            else:
-                raise AssertionError("training without its requirements")
+            extras = dict(TokenFlowTrainer="train", OpenClipScorer="train", TokenFlowPipeline="diffusers")
+            for name, extra in extras.items():
+                try:
+                    getattr(transformers_tokenflow, name)
+                except ImportError as error:
+                    assert f"transformers-tokenflow[{{extra}}]" in str(error), error
+                else:
+                    raise AssertionError(f"{{name}} without its requirements")
         """)
         run_python(script, tmp_path, PYTHONPATH=str(CHECKOUT / "src"))

@@ -3,6 +3,7 @@
 
 import functools
 import importlib.metadata
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -18,7 +19,7 @@ except ImportError as error:
     raise ImportError(f"the command line needs `pip install 'transformers-tokenflow[cli]'`: {error}") from error
 
 app = typer.Typer(
-    help="Turn pictures into TokenFlow tokens and back, convert and train the tokenizer.",
+    help="Turn pictures into TokenFlow tokens and back, draw pictures of texts, convert and train models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -122,7 +123,7 @@ def main(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Turn pictures into TokenFlow tokens and back, convert and train the tokenizer."""
+    """Turn pictures into TokenFlow tokens and back, draw pictures of texts, convert and train models."""
 
 
 @app.command()
@@ -241,6 +242,98 @@ def decode(
     with progress_bar("decoding") as advance:
         count = decode_pictures(codes, folder, tokenizer, batch_size, advance)
     say(f"{count} pictures are in {folder}", console)
+
+
+@app.command()
+@reports_mistakes
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub repository of a generator; by default the checkout's small one."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for the pictures, which are named after prompt and seed.", file_okay=False)
+    ] = Path("generated"),
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the first picture, from which the others count on; by default a random one."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from; by default the model's own.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0.0, help="How much the prompt counts at the last scale; 0: no guidance.")
+    ] = None,
+    top_k: Annotated[
+        str | None,
+        typer.Option(metavar="K,...", help="Likeliest entries that each pass draws from, such as 1200,100,1; 0: all."),
+    ] = None,
+    top_p: Annotated[
+        str | None,
+        typer.Option(metavar="P,...", help="Share of the probability that they make up, such as 0.8,0.8,0; 0: all."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 1 draws more freely, below 1 less.")] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Draws that many for each picture, and keeps the best.")] = 1,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="CLIP that tells the best: a folder, or a name of open_clip; by default the small teacher."),
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Also draw all pictures and their prompts on this one.", dir_okay=False)
+    ] = None,
+    steps: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet", "--steps-preview", help="Also draw what every scale adds, on this picture.", dir_okay=False
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 8,
+) -> None:
+    """Draw pictures of prompts, as PNGs."""
+    settings = {
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance_scale,
+        "top_k": read_numbers(top_k, int, "--top-k"),
+        "top_p": read_numbers(top_p, float, "--top-p"),
+        "temperature": temperature,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+
+    from transformers_tokenflow.commands.contact_sheet import draw_grid
+    from transformers_tokenflow.commands.generation import draw_prompts, draw_steps, load_painter, load_scorer
+    from transformers_tokenflow.commands.pictures import FileNames
+
+    painter = load_painter(model, device, dtype.value)
+    if best_of > 1:
+        settings |= {"best_of": best_of, "scorer": load_scorer(scorer, painter.device)}
+    if seed is None:
+        seed = random.randrange(2**31)
+    output.mkdir(parents=True, exist_ok=True)
+    names, drawn = FileNames(output), []
+    with progress_bar("drawing") as advance:
+        for item in draw_prompts(painter, prompts, num_images, seed, batch_size, advance, **settings):
+            item.picture.save(names.path_for(f"{item.file_name}.png"))
+            drawn.append(item)
+    if grid is not None:
+        grid.parent.mkdir(parents=True, exist_ok=True)
+        columns = num_images if num_images > 1 else None
+        draw_grid([item.picture for item in drawn], [item.prompt for item in drawn], columns).save(grid)
+    if steps is not None:
+        steps.parent.mkdir(parents=True, exist_ok=True)
+        draw_steps(drawn, painter).save(steps)
+    say(f"{len(drawn)} pictures are in {output}; the first one's seed is {seed}", console)
+
+
+def read_numbers(text: str | None, kind: type[int] | type[float], option: str) -> list[int] | list[float] | None:
+    """Numbers with commas between them."""
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} takes numbers with commas between them; got {text!r}") from error
 
 
 @app.command()

@@ -102,7 +102,8 @@ def _resize(picture: Image.Image, tile: int) -> Image.Image:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
     """A text broken at spaces into lines that fit a width in pixels, the last one shortened."""
-    wrapped, rest = [], text.split()
+    wrapped: list[str] = []
+    rest = text.split()
     while rest and len(wrapped) < lines - 1:
         count = 1
         while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= width:
