@@ -3,7 +3,7 @@
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ def captioned(
     Examples for [`TextToImageTrainer`] from rows with captions and `codes`, or pictures if there is no such column.
 
     A stream is, for training, shuffled and without end; what is random depends on the seed and on how many rows the
-    process or worker has read, and rows that can't be used are skipped with a warning.
+    process or worker has read, and pictures that can't be read are skipped with a warning.
 
     Args:
         dataset: the rows, in memory or streamed.
@@ -212,40 +212,36 @@ def stream_captioned(
         dataset = dataset.cast_column(source, datasets.Image(decode=False))
     if captions.train:
         dataset = dataset.repeat(None).shuffle(seed=seed, buffer_size=shuffle_buffer)
-    read = _code_reader(config) if source == "codes" else _picture_reader(transform)
+    target = "codes" if source == "codes" else "pixel_values"
+
+    def read(value: Any, generator: random.Random, index: int) -> Any:
+        if source == "codes":
+            return one_row(value, config)
+        try:
+            return transform(datasets.Image().decode_example(value), generator)
+        except Exception as error:  # of whatever kind the broken file makes PIL raise
+            logger.warning(f"skipped the picture of row {index}: {error}")
 
     def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
-        kept: dict[str, list] = {"prompt": [], "codes" if source == "codes" else "pixel_values": []}
+        kept: dict[str, list] = {"prompt": [], target: []}
         for text, value, index in zip(rows[text_column], rows[source], indices, strict=True):
             generator = random.Random(f"{seed}-{index}")
-            try:
-                row = captions(text, generator), read(value, generator)
-            except Exception as error:  # of whatever kind the broken file makes PIL raise
-                logger.warning(f"skipped row {index}: {error}")
-                continue
-            for column, entry in zip(kept.values(), row, strict=True):
-                column.append(entry)
+            prompt, entry = captions(text, generator), read(value, generator, index)
+            if entry is not None:
+                kept["prompt"].append(prompt)
+                kept[target].append(entry)
         return kept
 
     return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=[text_column, source])
 
 
-def _code_reader(config: TokenFlowConfig) -> Callable[[Iterable[int], random.Random], np.ndarray]:
-    def read(codes: Iterable[int], generator: random.Random) -> np.ndarray:
-        array = np.asarray(codes)
-        if array.shape != (config.num_image_tokens,):
-            raise ValueError(f"expected {config.num_image_tokens} codes; got {array.shape}")
-        check_codes(array, config)
-        return array
-
-    return read
-
-
-def _picture_reader(transform: PictureTransform) -> Callable[[dict[str, Any], random.Random], torch.Tensor]:
-    def read(encoded: dict[str, Any], generator: random.Random) -> torch.Tensor:
-        return transform(datasets.Image().decode_example(encoded), generator)
-
-    return read
+def one_row(codes: Iterable[int], config: TokenFlowConfig) -> np.ndarray:
+    """The codes of one picture (L,), checked."""
+    array = np.asarray(codes)
+    if array.shape != (config.num_image_tokens,):
+        raise ValueError(f"expected {config.num_image_tokens} codes in every row; got {len(array)}")
+    check_codes(array, config)
+    return array
 
 
 @dataclass
