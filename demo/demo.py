@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Sends pictures through the small tokenizer and draws what comes back: python demo/demo.py [PICTURES...]"""
+"""Sends pictures through the small tokenizer, and draws prompts: python demo/demo.py [PICTURES...]"""
 
 import time
 from pathlib import Path
@@ -10,14 +10,29 @@ from rich.console import Console
 from rich.table import Table
 
 from transformers_tokenflow import TokenFlowConfig
-from transformers_tokenflow.commands import CommandError
-from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
+from transformers_tokenflow.commands import CommandError, generation
+from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet, draw_grid
 from transformers_tokenflow.commands.reconstruction import Reconstruction, reconstruct_pictures
 from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).resolve().parent
 PICTURES = DEMO / "pictures"
 SHEET = DEMO.parent / "outputs" / "demo" / "contact-sheet.png"
+PROMPTS = (
+    "a red apple",
+    "a smiling face with sunglasses",
+    "a red heart",
+    "a tiger face",
+    "a slice of pizza",
+    "an evergreen tree",
+    "a soccer ball",
+    "a green book",
+    "the sun",
+    "a rocket",
+    "a butterfly",
+    "a birthday cake",
+)
+FIRST_SEED = 0
 
 
 def reconstruct_all(sources: list[Path], tokenizer: Tokenizer) -> tuple[list[Reconstruction], dict[str, str]]:
@@ -51,12 +66,32 @@ def size_line(count: int, config: TokenFlowConfig) -> str:
     )
 
 
+def draw_prompts(name: str | None, grid: Path) -> list[str]:
+    """Draw the demo's prompts on a grid, and tell where it is and how long that took."""
+    started = time.perf_counter()
+    painter = generation.load_painter(name)
+    loaded = time.perf_counter()
+    drawn = list(generation.draw_prompts(painter, PROMPTS, 1, FIRST_SEED, 1, lambda done, total: None))
+    finished = time.perf_counter()
+    grid.parent.mkdir(parents=True, exist_ok=True)
+    draw_grid([item.picture for item in drawn], [item.prompt for item in drawn]).save(grid)
+    seconds = (finished - loaded) / len(drawn)
+    return [
+        f"{loaded - started:.1f} s to load the generator, {seconds:.2f} s to draw each of {len(drawn)} prompts",
+        f"generated pictures: {grid}",
+    ]
+
+
 def main(
     pictures: Annotated[list[Path] | None, typer.Argument(help="Pictures of your own, or folders of them.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub repository of a tokenizer.")] = None,
-    output: Annotated[Path, typer.Option(help="The contact sheet.")] = SHEET,
+    output: Annotated[Path, typer.Option(help="The contact sheet; the grid of prompts goes beside it.")] = SHEET,
+    generator: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub repository of a generator; by default the small one, if it's here."),
+    ] = None,
 ) -> None:
-    """Reconstruct the demo's pictures, and any given ones, and draw them on one contact sheet."""
+    """Reconstruct the demo's pictures, and any given ones, on one contact sheet, and draw prompts on another."""
     console = Console(highlight=False)
     started = time.perf_counter()
     try:
@@ -77,6 +112,11 @@ def main(
         f"{loaded - started:.1f} s to load the model, {finished - loaded:.1f} s to encode and to decode every prefix",
         f"contact sheet: {output}",
     ]
+    if generator is not None or generation.DEFAULT_MODEL.is_dir():
+        try:
+            lines += draw_prompts(generator, output.with_name("generated.png"))
+        except CommandError as error:
+            lines.append(f"warning: no prompt could be drawn: {error}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 

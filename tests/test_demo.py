@@ -8,12 +8,12 @@ import torch
 import typer
 from PIL import Image, ImageDraw
 from tiny_models import pictures as random_pictures
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_text_to_image
 from typer.testing import CliRunner
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import contact_sheet, tokenizers
-from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet, prefix_headings, tile_size
+from transformers_tokenflow.commands import contact_sheet, generation, tokenizers
+from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet, draw_grid, prefix_headings, tile_size
 from transformers_tokenflow.commands.reconstruction import Reconstruction, decode_prefixes, psnr
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -38,8 +38,17 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("generators") / "tiny"
+    for part in tiny_text_to_image():
+        part.save_pretrained(path)
+    return path
+
+
 class TestDemo:
-    def test_draws_its_own_and_given_pictures(self, app, folder, tmp_path):
+    def test_draws_its_own_and_given_pictures(self, app, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(generation, "DEFAULT_MODEL", tmp_path / "nothing")
         mine, broken = tmp_path / "mine.png", tmp_path / "broken.png"
         Image.new("RGB", (50, 90), "red").save(mine)
         broken.write_bytes(b"nothing")
@@ -57,6 +66,23 @@ class TestDemo:
         rows, columns = 5, 4
         with Image.open(sheet) as drawn:
             assert drawn.width == columns * (128 + 8) + 8 and drawn.height > rows * 128
+        assert "generate" not in result.output and not (tmp_path / "out" / "generated.png").exists()
+
+    @pytest.mark.parametrize("is_default", [True, False])
+    def test_draws_prompts(self, app, folder, generator, tmp_path, monkeypatch, is_default):
+        monkeypatch.setattr(generation, "DEFAULT_MODEL", generator if is_default else tmp_path / "nothing")
+        own = [] if is_default else ["--generator", str(generator)]
+        arguments = ["--model", str(folder), "--output", str(tmp_path / "sheet.png"), *own]
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+        assert result.exit_code == 0, result.output
+        assert f"generated pictures: {tmp_path / 'generated.png'}" in result.output
+        with Image.open(tmp_path / "generated.png") as drawn:
+            assert drawn.width == 4 * (128 + 8) + 8 and drawn.height > 3 * 128
+
+    def test_a_generator_that_is_none(self, app, folder, tmp_path):
+        arguments = ["--model", str(folder), "--generator", str(folder), "--output", str(tmp_path / "sheet.png")]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0 and "is no TokenFlow generator" in result.output
 
     def test_without_a_model(self, app, tmp_path, monkeypatch):
         monkeypatch.setattr(tokenizers, "DEFAULT_MODEL", tmp_path / "nothing")
@@ -105,6 +131,24 @@ class TestContactSheet:
                 top = sheet.height - (2 - picture_row) * (128 + contact_sheet.TEXT_HEIGHT + 8)
                 for offset in (0, 127):
                     assert sheet.getpixel((8 + column * 136 + offset, top + offset)) == expected
+
+    def test_grid(self):
+        pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "lime", "blue", "black", "yellow")]
+        grid = draw_grid(pictures, ["a prompt that is too long for one line of a tile"] * 5)
+        height = 128 + 2 * contact_sheet.TEXT_HEIGHT + 8
+        assert grid.size == (3 * (128 + 8) + 8, 2 * height + 8)
+        assert grid.getpixel((8, 8)) == (255, 0, 0) and grid.getpixel((8 + 136, 8 + height)) == (255, 255, 0)
+        assert grid.getpixel((8 + 2 * 136, 8 + height)) == contact_sheet.PAPER
+        assert draw_grid(pictures, [""] * 5, columns=5).width == 5 * (128 + 8) + 8
+
+    def test_text_is_wrapped(self):
+        font = contact_sheet.ImageFont.load_default(13)
+        lines = contact_sheet._wrap("a red apple on a very green tree in a garden far away", font, 80, 2)
+        assert len(lines) == 2 and lines[0] == "a red apple" and lines[1].endswith("…")
+        assert contact_sheet._wrap("short", font, 80, 3) == ["short", ""]
+        assert contact_sheet._wrap("incomprehensibilities", font, 60, 2)[0].endswith("…")
+        assert contact_sheet._wrap("two  words", font, 200, 1) == ["two  words"]
+        assert contact_sheet._wrap("", font, 60, 2) == [""]
 
     def test_text_is_shortened_to_its_tile(self):
         font = contact_sheet.ImageFont.load_default(13)

@@ -119,7 +119,7 @@ def load_scorer(name: str | None, device: torch.device) -> Scorer:
 def count_passes(painter: TextToImagePipeline, settings: dict[str, Any]) -> int:
     """How many passes one picture takes: one of the first scale, and of each other one as many as entries."""
     config = painter.model.generation_config
-    values = [settings.get(name) or getattr(config, name) for name in ("top_k", "top_p")]
+    values = [settings.get(name, getattr(config, name)) for name in ("top_k", "top_p")]
     entries = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
     return 1 + (len(painter.model.tokenizer.config.scales) - 1) * entries
 
