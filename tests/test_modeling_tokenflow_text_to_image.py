@@ -416,9 +416,11 @@ def test_tuples_are_the_same_as_dictionaries():
 
 def test_tuples_by_configuration():
     model = tiny()
+    expected = model.generate(prompts(), guidance_scale=0.0, seed=0).codes
     model.config.return_dict = False
     output = model(**training_inputs())
     assert isinstance(output, tuple) and len(output) == 3
+    assert torch.equal(model.generate(prompts(), guidance_scale=0.0, seed=0).codes, expected)
 
 
 # ---- Initialisation, loading and saving ----

@@ -180,6 +180,10 @@ class TestPictures:
         """As in every processor of transformers."""
         assert list(processor(photo())) == ["pixel_values"]
 
+    def test_texts_and_pictures_are_pairs(self, processor):
+        with pytest.raises(ValueError, match="got 2 texts and 1 pictures"):
+            processor(text=["a", "b"], images=photo())
+
     @pytest.mark.parametrize("name", ["postprocess", "post_process_image"])
     def test_postprocess(self, processor, name):
         pixels = torch.rand(2, 3, 8, 8) * 2 - 1

@@ -294,7 +294,7 @@ def generate(
     batch_size: BatchSize = 8,
 ) -> None:
     """Draw pictures of prompts, as PNGs."""
-    settings = {
+    settings: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "guidance_scale": guidance_scale,
         "top_k": read_numbers(top_k, int, "--top-k"),

@@ -356,6 +356,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             attention_mask=padding if is_padded else None,
             position_ids=positions(padding),
             past_key_values=cache,
+            return_dict=True,
         ).last_hidden_state[:, -1:]
         if len(rows) != len(ids):
             select_rows(cache, rows)
@@ -455,7 +456,12 @@ class NextScaleGenerationMixin(GenerationMixin):
         elif drawing.is_padded:
             mask = drawing.attention_mask[:, :end]
         output = self.model(
-            embeds, attention_mask=mask, position_ids=position_ids, past_key_values=drawing.cache, is_causal=False
+            embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=drawing.cache,
+            is_causal=False,
+            return_dict=True,
         )
         return output.last_hidden_state.to(position_ids.device)
 

@@ -361,6 +361,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
             block_sequence_ids=block_sequence_ids if codes is not None else None,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = output.last_hidden_state[:, input_ids.shape[1] - 1 :]

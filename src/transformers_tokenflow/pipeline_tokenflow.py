@@ -11,6 +11,7 @@ import torch
 from transformers.pipelines.base import Pipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+HUB_ARGUMENTS = ("commit_message", "private", "push_to_hub", "repo_id", "token")
 
 
 @dataclass
@@ -186,10 +187,10 @@ class TextToImagePipeline(Pipeline):
 
         Args:
             save_directory: the folder.
-            kwargs: of the model's `save_pretrained`.
+            kwargs: of the model's `save_pretrained`; those about the Hub are the processor's, too.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS})
 
 
 def make_requests(

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The processor: prompts, and pictures, to a model's inputs, and a model's pixels to pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ class TokenFlowProcessor(ProcessorMixin):
             pictures.
 
         Raises:
-            ValueError: neither is given, a text is no string, there are none, or an option does not exist for text.
+            ValueError: neither is given, a text is no string, there are none, or not as many as pictures, or an option
+                does not exist for text.
         """
         if images is None and text is None:
             raise ValueError("TokenFlowProcessor needs text, images or both; got neither")
@@ -117,6 +119,11 @@ class TokenFlowProcessor(ProcessorMixin):
             data.update(self._make_prompts(as_texts(text), **options["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, **options["images_kwargs"]))
+        if text is not None and images is not None and len(data["input_ids"]) != len(data["pixel_values"]):
+            raise ValueError(
+                f"a text and a picture make a pair; got {len(data['input_ids'])} texts and "
+                f"{len(data['pixel_values'])} pictures"
+            )
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
 
     def _make_prompts(
@@ -236,7 +243,7 @@ def as_texts(text: str | list[str]) -> list[str]:
         ValueError: there are none, or one is no string.
     """
     texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(item, str) for item in texts):
+    if not isinstance(texts, Sequence) or not all(isinstance(item, str) for item in texts):
         raise ValueError(f"text must be a string or a list of strings; got {shorten(repr(text))}")
     if not texts:
         raise ValueError("text must hold at least one string; got an empty list")

@@ -134,3 +134,5 @@ class TextToImageTrainingArguments(CommonTrainingArguments):
             raise ValueError(f"lora_rank must not be negative; got {self.lora_rank}")
         if self.lora_modules_to_save and self.lora_rank == 0:
             raise ValueError("lora_modules_to_save stand beside adapters: set lora_rank too")
+        if self.trainable_parts is not None and self.lora_rank > 0:
+            raise ValueError("with lora_rank adapters are trained, and lora_modules_to_save: leave trainable_parts out")

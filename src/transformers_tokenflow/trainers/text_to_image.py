@@ -234,10 +234,14 @@ def add_adapters(model: TokenFlowForTextToImage, rank: int, modules_to_save: lis
         modules_to_save: names of modules that are trained in full, such as `visual_head`.
 
     Raises:
+        ValueError: there is no module of a name.
         ImportError: peft is not installed.
     """
     from peft import LoraConfig, get_peft_model
 
+    names = [name for name, _ in model.named_modules()]
+    if unknown := [name for name in modules_to_save or () if not any(f".{own}".endswith(f".{name}") for own in names)]:
+        raise ValueError(f"lora_modules_to_save: the model has no modules {', '.join(unknown)}")
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,

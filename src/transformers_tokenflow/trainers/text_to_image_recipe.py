@@ -17,6 +17,8 @@ from .data import PictureTransform, load_rows
 from .text_to_image import TextToImageTrainer
 
 MODEL_KEYS = {"from_pretrained", "from_text_model", "tokenizer", "text_tokenizer", "config"}
+# What a text model's configuration says about its files.
+NOT_ARCHITECTURE = {"architectures", "dtype", "transformers_version", "model_type"}
 DATA_KEYS = {"text_column", "image_column", "shuffle_buffer"}
 
 
@@ -115,19 +117,26 @@ def build_generator(
     Raises:
         ValueError: a field is unknown, or the text model has another architecture than the fields say.
     """
-    if unknown := fields.keys() - TokenFlowTextToImageConfig.__dataclass_fields__.keys():
-        raise ValueError(f"TokenFlowTextToImageConfig has no fields {', '.join(sorted(unknown))}")
-    fields = deepcopy(fields)
-    text = text_model.config.to_diff_dict() if text_model is not None else {}
-    text = {**text, **fields.pop("text_config", {}), "model_type": "llama"}
-    text |= {"vocab_size": len(text_tokenizer)}
-    text |= {name: getattr(text_tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    config = TokenFlowTextToImageConfig(text_config=text, tokenizer_config=tokenizer.config.to_dict(), **fields)
-    model = TokenFlowForTextToImage(config)
+    text_config = text_model.config if text_model is not None else None
+    model = TokenFlowForTextToImage(build_config(fields, tokenizer.config, text_tokenizer, text_config))
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     if text_model is not None:
         start_from_text_model(model, text_model)
     return model
+
+
+def build_config(
+    fields: dict[str, Any], tokenizer_config: TokenFlowConfig, text_tokenizer: Any, text_config: Any = None
+) -> TokenFlowTextToImageConfig:
+    """The configuration of a new generator, see `build_generator`; the text vocabulary is the text tokenizer's."""
+    if unknown := fields.keys() - TokenFlowTextToImageConfig.__dataclass_fields__.keys():
+        raise ValueError(f"TokenFlowTextToImageConfig has no fields {', '.join(sorted(unknown))}")
+    text = text_config.to_diff_dict() if text_config is not None else {}
+    text = {name: value for name, value in text.items() if name not in NOT_ARCHITECTURE}
+    text |= {**deepcopy(fields.get("text_config", {})), "model_type": "llama", "vocab_size": len(text_tokenizer)}
+    text |= {name: getattr(text_tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    others = {name: value for name, value in fields.items() if name != "text_config"}
+    return TokenFlowTextToImageConfig(text_config=text, tokenizer_config=tokenizer_config.to_dict(), **others)
 
 
 @torch.no_grad()
@@ -141,19 +150,19 @@ def start_from_text_model(model: TokenFlowForTextToImage, text_model: LlamaForCa
     Raises:
         ValueError: the architectures differ.
     """
-    weights = text_model.state_dict()
-    targets = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("tokenizer.")}
+    source = {name.replace("lm_head.", "text_head."): tensor for name, tensor in text_model.state_dict().items()}
+    if model.text_head is None:
+        source.pop("text_head.weight", None)
+    target = model.state_dict()
     unfit = []
-    for name, source in weights.items():
-        target = targets.get(name.replace("lm_head.", "text_head."))
-        if target is None:
-            if not name.startswith("lm_head."):
-                unfit.append(name)
-            continue
-        rows = min(len(source), len(target)) if name in ("model.embed_tokens.weight", "lm_head.weight") else len(target)
-        if source.shape[1:] != target.shape[1:] or (rows != len(source) and rows != len(target)):
+    for name, tensor in source.items():
+        own = target.get(name)
+        if own is not None and name in ("model.embed_tokens.weight", "text_head.weight"):
+            rows = min(len(own), len(tensor))
+            own, tensor = own[:rows], tensor[:rows]
+        if own is None or own.shape != tensor.shape:
             unfit.append(name)
         else:
-            target[:rows] = source[:rows].to(target)
+            own.copy_(tensor)
     if unfit:
         raise ValueError(f"the text model does not fit the generator's configuration: {', '.join(sorted(unfit)[:8])}")

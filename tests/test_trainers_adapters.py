@@ -1,0 +1,116 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""LoRA adapters of the generator: what they train, and that peft's usual calls save, load and merge them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_text_to_image
+from tiny_text_to_image_training import code_rows, tiny_arguments
+
+from transformers_tokenflow import TextToImageTrainer, TokenFlowForTextToImage
+from transformers_tokenflow.trainers.recipe import last_checkpoint
+
+peft = pytest.importorskip("peft")
+
+LORA: dict[str, Any] = {"lora_rank": 2, "lora_modules_to_save": ["visual_head", "projector"], "ema_decay": 0.5}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A saved generator."""
+    folder = tmp_path_factory.mktemp("base")
+    model, processor = tiny_text_to_image(use_text_head=False)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def trainer_of(base: Path, output_dir: Path, **changes: Any) -> TextToImageTrainer:
+    return TextToImageTrainer(
+        model=TokenFlowForTextToImage.from_pretrained(base),
+        args=tiny_arguments(output_dir, **{**LORA, **changes}),
+        train_dataset=code_rows(),
+        eval_dataset=code_rows(5),
+        processing_class=tiny_text_to_image()[1],
+    )
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        codes = torch.tensor(code_rows(2)["codes"][:])
+        return model(input_ids=torch.tensor([[1, 5, 6], [1, 7, 8]]), labels=codes).logits
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> TextToImageTrainer:
+    trainer = trainer_of(base, tmp_path_factory.mktemp("run"), max_steps=20, save_strategy="steps", save_steps=10)
+    trainer.train()
+    return trainer
+
+
+def test_adapters_and_named_modules_are_trained_and_nothing_else(base, trained):
+    names = [name for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
+    adapters = [name for name in names if "lora_" in name]
+    assert len(adapters) == 2 * 2 * 7  # two layers, two matrices for each of seven linear layers
+    assert all(".layers." in name and ".tokenizer." not in name for name in adapters)
+    others = {name.split(".modules_to_save.")[0].rpartition(".")[2] for name in names if "lora_" not in name}
+    assert others == {"visual_head", "projector"}
+    before = TokenFlowForTextToImage.from_pretrained(base).state_dict()
+    for name, tensor in trained.model.get_base_model().state_dict().items():
+        if name in before:
+            assert torch.equal(tensor, before[name]), name
+    assert trained.state.log_history[-2]["loss"] < trained.state.log_history[0]["loss"]
+
+
+def test_saved_adapters_load_and_merge(base, trained, tmp_path):
+    trained.save_model(str(tmp_path / "adapters"))
+    saved = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    assert len(saved) == 2 * 2 * 7 + 1 + 4 and not (tmp_path / "adapters" / "model.safetensors").exists()
+    with trained.averaged_weights():
+        expected = logits_of(trained.model)
+    untrained = TokenFlowForTextToImage.from_pretrained(base)
+    assert not torch.allclose(logits_of(untrained), expected, atol=1e-2)
+    loaded = peft.PeftModel.from_pretrained(untrained, tmp_path / "adapters")
+    torch.testing.assert_close(logits_of(loaded), expected)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is TokenFlowForTextToImage
+    torch.testing.assert_close(logits_of(merged), expected, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    again = TokenFlowForTextToImage.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(again), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_folder_of_adapters_is_a_model_to_transformers(trained, tmp_path):
+    trained.save_model(str(tmp_path))
+    with trained.averaged_weights():
+        expected = logits_of(trained.model)
+    torch.testing.assert_close(logits_of(TokenFlowForTextToImage.from_pretrained(tmp_path)), expected)
+
+
+def test_adapters_resume_bit_for_bit(base, trained, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 10}
+    trainer_of(base, tmp_path, max_steps=10, **options).train()
+    resumed = trainer_of(base, tmp_path, max_steps=20, **options)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    expected = trained.model.state_dict()
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    for ours, other in zip(resumed.averaged.parameters(), trained.averaged.parameters(), strict=True):
+        assert torch.equal(ours, other)
+
+
+def test_pictures_are_drawn_with_adapters(trained, base, tmp_path):
+    trainer = trainer_of(base, tmp_path, sample_prompts=["owl"], sample_options={"guidance_scale": 1.0})
+    trainer.evaluate()
+    assert (tmp_path / "pictures" / "eval_samples-0.png").is_file()
+
+
+def test_modules_that_the_model_does_not_have(base, tmp_path):
+    with pytest.raises(ValueError, match="no modules visual_hat"):
+        trainer_of(base, tmp_path, lora_modules_to_save=["projector", "visual_hat"])
+    with pytest.raises(ValueError, match="leave trainable_parts out"):
+        trainer_of(base, tmp_path, trainable_parts=["visual_head"])
