@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from training.evaluate_generation import Painter
 from training.evaluate_generation import main as evaluate
 from training.export_tiny import folder_size, read_training, save_half, write_card
-from transformers_tokenflow import TokenFlowForTextToImage
+from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowPipeline
 
 CARD_PROMPTS = [
     "a red apple",
@@ -56,6 +56,7 @@ def main(
     processor = AutoProcessor.from_pretrained(run)
     model = save_half(model, folder)
     processor.save_pretrained(folder)
+    TokenFlowPipeline(model=model, processor=processor).save_config(folder)
     if evaluated:
         evaluate(folder, data=data)
     draw_pictures(folder)
