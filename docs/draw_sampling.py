@@ -23,17 +23,15 @@ def rows(painter: Any) -> dict[str, dict[str, Any]]:
     given = painter(PROMPT, seed=0)
     left_half = np.arange(64)[None, :].repeat(64, axis=0) < 32
     return {
-        "defaults: three passes, guidance 7.5": {},
+        "defaults: one pass, guidance 3": {},
         "guidance_scale=0": {"guidance_scale": 0.0},
-        "guidance_scale=2": {"guidance_scale": 2.0},
+        "guidance_scale=7.5": {"guidance_scale": 7.5},
         "guidance_scale=15": {"guidance_scale": 15.0},
         'guidance_schedule="constant"': {"guidance_schedule": "constant"},
-        "one pass: top_k=1200, top_p=0.8": {"top_k": [1200], "top_p": [0.8]},
         "two passes: top_k=[1200, 1]": {"top_k": [1200, 1], "top_p": [0.8, 0.0]},
+        "three passes: top_k=[1200, 100, 1]": {"top_k": [1200, 100, 1], "top_p": [0.8, 0.8, 0.0]},
         "no filter: top_k=0, top_p=0": {"top_k": [0], "top_p": [0.0]},
         "temperature=0.5": {"temperature": 0.5},
-        "do_sample=False": {"do_sample": False},
-        "attend_to_refined=True": {"attend_to_refined": True},
         "keep_scales=3 of the first picture": {"image": given, "keep_scales": 3},
         "mask: left half of it drawn anew": {"image": given, "mask": left_half},
         "best_of=4": {"best_of": 4, "scorer": OpenClipScorer(f"local-dir:{TEACHER}")},
