@@ -23,6 +23,8 @@ from transformers_tokenflow import (
     TokenFlowProcessor,
 )
 from transformers_tokenflow.commands import CommandError
+from transformers_tokenflow.commands.encoding import encode_pictures
+from transformers_tokenflow.commands.tokenizers import Tokenizer
 from transformers_tokenflow.commands.training import train_recipe
 from transformers_tokenflow.trainers import TextToImageTrainingArguments
 from transformers_tokenflow.trainers import recipe as recipes
@@ -207,6 +209,28 @@ def test_bad_settings_are_named(sources, change, message):
     recipe |= {name: value for name, value in change.items() if "." not in name}
     with pytest.raises(ValueError, match=message):
         recipes.make_trainer(recipe)
+
+
+@pytest.mark.parametrize("form", [str, lambda path: [path], lambda path: {"train": [path.replace("own", "o*n")]}])
+def test_codes_of_another_tokenizer_are_refused(sources, form):
+    pictures = sources / "pictures"
+    pictures.mkdir()
+    for index, picture in enumerate(gradient_pictures(4)):
+        picture.save(pictures / f"{index}.png")
+    lines = [json.dumps({"file_name": f"{index}.png", "text": "a gradient"}) for index in range(4)]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    path = write(sources, from_scratch(sources), max_steps=1)
+    for seed in (0, 1):
+        model = tiny_model(seed=seed)
+        processor = TokenFlowImageProcessor(size={"shortest_edge": 32})
+        output = sources / f"own-{seed}.parquet"
+        encode_pictures([pictures], output, Tokenizer("tiny", model, processor, torch.device("cpu")), 4)
+        recipe = recipes.read_recipe(path, {"data.data_files": form(str(output))})
+        if seed == 0:
+            recipes.train(recipe)
+        else:
+            with pytest.raises(ValueError, match="come from tiny .*encode the pictures anew"):
+                recipes.make_trainer(recipe)
 
 
 def test_a_text_tokenizer_is_needed(sources):

@@ -23,6 +23,19 @@ logger = logging.get_logger(__name__)
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny"
 
 
+def codebook_hash(model: TokenFlowModel) -> str:
+    """
+    Tells whose codes they are: a digest of the scales and the codebooks.
+
+    Decoders and the dtype of the rest have no part in it: codes stay readable after either changed.
+    """
+    quantizer = model.quantizer
+    digest = hashlib.sha256(repr(list(quantizer.scales)).encode())
+    for entries in (quantizer.codebook.semantic, quantizer.codebook.pixel):
+        digest.update(entries.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass
 class Tokenizer:
     """A tokenizer that is ready to work."""
@@ -33,16 +46,8 @@ class Tokenizer:
     device: torch.device
 
     def codebook_hash(self) -> str:
-        """
-        Tells whose codes they are: a digest of the scales and the codebooks.
-
-        Decoders and the dtype of the rest have no part in it: codes stay readable after either changed.
-        """
-        quantizer = self.model.quantizer
-        digest = hashlib.sha256(repr(list(quantizer.scales)).encode())
-        for entries in (quantizer.codebook.semantic, quantizer.codebook.pixel):
-            digest.update(entries.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Tells whose codes they are, see the function of that name."""
+        return codebook_hash(self.model)
 
     def preprocessing(self) -> dict[str, Any]:
         """The image processor's options."""

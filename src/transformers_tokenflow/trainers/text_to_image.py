@@ -172,7 +172,12 @@ class TextToImageTrainer(BaseTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and what `measure` gives, means over pictures, and sample pictures, with averaged weights."""
+        """
+        Loss and what `measure` gives, means over pictures, and sample pictures, with averaged weights.
+
+        Where several processes share a last batch that is not full, the loss, which is a mean over batches, counts the
+        pictures that fill it up; the measures do not.
+        """
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         sums: dict[str, float] = defaultdict(float)

@@ -2,11 +2,15 @@
 """The part of a recipe that makes a generator: its model, its processor, its data."""
 
 from copy import deepcopy
+from glob import glob
 from typing import Any
 
 import torch
+from pyarrow.parquet import ParquetFile
 from transformers import AutoImageProcessor, AutoTokenizer, LlamaForCausalLM
 
+from ..commands.code_files import read_description
+from ..commands.tokenizers import codebook_hash
 from ..configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
@@ -33,6 +37,8 @@ def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTraining
         raise ValueError("a generator has no teacher: leave the section out of the recipe")
     model, processor = make_generator(recipe["model"])
     config = model.config.tokenizer_config
+    for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
+        check_origin(section.get("data_files"), model.tokenizer)
     varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
     evaluation = {
         name: make_data(options, config, CaptionTransform(train=False))
@@ -59,6 +65,32 @@ def make_data(section: dict[str, Any], config: TokenFlowConfig, captions: Captio
         own["transform"] = PictureTransform(config.image_size, train=captions.train, **transform)
     rows = load_rows(columns=[own.get("text_column", "text")], **options)
     return captioned(rows, config, captions, seed=options.get("seed", 0), **own)
+
+
+def check_origin(data_files: Any, tokenizer: TokenFlowModel) -> None:
+    """
+    Look into local files that `tokenflow encode` wrote: codes of another tokenizer look as good as any.
+
+    Args:
+        data_files: of `load_dataset`: a path, or lists or dictionaries of them, with wildcards.
+        tokenizer: that the codes should come from.
+
+    Raises:
+        ValueError: they come from another.
+    """
+    if isinstance(data_files, dict):
+        data_files = list(data_files.values())
+    if isinstance(data_files, list):
+        for part in data_files:
+            check_origin(part, tokenizer)
+        return
+    for path in glob(str(data_files), recursive=True) if data_files else ():
+        description = (read_description(ParquetFile(path)) if path.endswith(".parquet") else None) or {}
+        if description.get("codebook", own := codebook_hash(tokenizer)) != own:
+            raise ValueError(
+                f"the codes in {path} come from {description.get('model')} (codebook {description['codebook']}), not "
+                f"from the generator's tokenizer (codebook {own}): encode the pictures anew"
+            )
 
 
 def make_generator(section: dict[str, Any]) -> tuple[TokenFlowForTextToImage, TokenFlowProcessor]:
