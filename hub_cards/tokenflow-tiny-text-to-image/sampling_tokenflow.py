@@ -1,0 +1,216 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Choosing codes: settings, random generators that make a picture independent of its batch, filters and draws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+
+@dataclass
+class Sampling:
+    """How a picture is drawn; one entry of `top_k` and `top_p` per pass over a scale."""
+
+    guidance_scale: float
+    guidance_schedule: str
+    top_k: list[int]
+    top_p: list[float]
+    temperature: float
+    attend_to_refined: bool
+
+    @classmethod
+    def from_config(cls, config: GenerationConfig) -> "Sampling":
+        """
+        Raises:
+            ValueError: a value can't be, or there are not as many `top_k` as `top_p`.
+        """
+        top_k, top_p = as_list(config.top_k), as_list(config.top_p)
+        passes = max(len(top_k), len(top_p))
+        top_k, top_p = (values * passes if len(values) == 1 else values for values in (top_k, top_p))
+        if not config.do_sample:
+            top_k = [1] * passes
+        sampling = cls(
+            guidance_scale=float(config.guidance_scale or 0.0),
+            guidance_schedule=getattr(config, "guidance_schedule", None) or "linear",
+            top_k=top_k,
+            top_p=top_p,
+            temperature=1.0 if config.temperature is None else float(config.temperature),
+            attend_to_refined=bool(getattr(config, "attend_to_refined", False)),
+        )
+        sampling.check()
+        return sampling
+
+    def check(self) -> None:
+        """Raise a ValueError for what can't be."""
+        if not self.top_k or len(self.top_k) != len(self.top_p):
+            raise ValueError(f"top_k and top_p need an entry per pass; got {self.top_k} and {self.top_p}")
+        if any(isinstance(k, float) or k < 0 for k in self.top_k):
+            raise ValueError(f"top_k must hold whole numbers from 0 (all entries); got {self.top_k}")
+        if not all(0 <= p <= 1 for p in self.top_p):
+            raise ValueError(f"top_p must lie in [0, 1], where 0 leaves the filter out; got {self.top_p}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}. top_k=1 draws greedily")
+        if not self.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale must not be negative; got {self.guidance_scale}")
+        if self.guidance_schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance_schedule is 'linear' or 'constant'; got {self.guidance_schedule!r}")
+
+    def guidance(self, index: int, num_scales: int) -> float:
+        """The weight t of scale `index`: scores are (1 + t) conditional - t unconditional."""
+        if self.guidance_schedule == "constant" or num_scales == 1:
+            return self.guidance_scale
+        return self.guidance_scale * index / (num_scales - 1)
+
+
+def as_list(value: Any) -> list:
+    """A number as a list of one."""
+    return list(value) if isinstance(value, Sequence) else [value]
+
+
+@dataclass
+class Generators:
+    """Sources of randomness: torch's own (neither), one for all pictures, or one for each."""
+
+    shared: torch.Generator | None = None
+    each: list[torch.Generator] | None = None
+
+    def uniform(self, num_pictures: int, num_tokens: int, device: torch.device) -> torch.Tensor:
+        """Numbers in [0, 1): (N, T) float32 on a device, wherever the generators are."""
+        if self.each is not None:
+            rows = [torch.rand(num_tokens, generator=source, device=source.device) for source in self.each]
+            return torch.stack([row.to(device) for row in rows])
+        source = self.shared
+        return torch.rand(
+            (num_pictures, num_tokens), generator=source, device=source.device if source is not None else device
+        ).to(device)
+
+    def select(self, rows: torch.Tensor) -> "Generators":
+        """Those of some of the pictures: (M,) long."""
+        return self if self.each is None else Generators(each=[self.each[row] for row in rows.tolist()])
+
+
+def make_generators(
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    num_prompts: int,
+    num_images: int,
+) -> Generators:
+    """
+    The generators that a caller asks for.
+
+    Args:
+        seed: a number, of which picture i gets seed + i, or one per prompt, whose pictures count on from it.
+        generator: one for all pictures, or one per picture.
+        num_prompts: B.
+        num_images: pictures per prompt.
+
+    Raises:
+        ValueError: both are given, or not as many as there are prompts or pictures.
+    """
+    if seed is None:
+        if generator is None or isinstance(generator, torch.Generator):
+            return Generators(shared=generator)
+        if len(generator) != num_prompts * num_images:
+            raise ValueError(
+                f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}"
+            )
+        return Generators(each=list(generator))
+    if generator is not None:
+        raise ValueError("pass seed or generator, not both")
+    if isinstance(seed, (Sequence, torch.Tensor)):
+        if len(seed) != num_prompts:
+            raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(seed)}")
+        seeds = [int(first) + offset for first in seed for offset in range(num_images)]
+    else:
+        seeds = list(range(int(seed), int(seed) + num_prompts * num_images))
+    return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+
+
+def more_generators(generators: Generators, count: int) -> Generators:
+    """For `count` candidates of each picture: its own generator for the first, others that follow from it."""
+    if generators.each is None or count == 1:
+        return generators
+    each = []
+    for source in generators.each:
+        copy = torch.Generator(source.device)
+        copy.set_state(source.get_state())
+        seeds = torch.randint(2**62, (count - 1,), generator=copy, device=copy.device).tolist()
+        each += [source, *(torch.Generator(source.device).manual_seed(value) for value in seeds)]
+    return Generators(each=each)
+
+
+def sample(
+    logits: torch.Tensor, top_k: int, top_p: float, temperature: float, uniform: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Draw codes.
+
+    Only as many scores are sorted as the filters leave: with `top_k` the rest is never looked at again.
+
+    Args:
+        logits: (N, T, K) fp32.
+        top_k: how many of the best entries remain, more where several tie with the last; 0: all; 1: the best is taken.
+        top_p: of those, the likeliest that together reach this share of the probability; 0: all.
+        temperature: divides the scores.
+        uniform: (N, T) numbers in [0, 1), which decide; not needed where `top_k` is 1.
+
+    Returns:
+        (N, T) long.
+    """
+    if top_k == 1:
+        return logits.argmax(dim=-1)
+    scores, entries = best_scores(logits, top_k, is_sorted=top_p > 0)
+    probabilities = (scores / temperature).softmax(dim=-1)
+    if 0 < top_p < 1:
+        probabilities = probabilities.masked_fill(beyond_top_p(probabilities, top_p), 0.0)
+    if entries is not None:  # in an order of their own: that of entries which tie depends on the rest of the batch
+        entries, order = entries.sort(dim=-1)
+        probabilities = probabilities.gather(-1, order)
+    cumulative = probabilities.cumsum(dim=-1)
+    threshold = uniform[..., None] * cumulative[..., -1:]
+    chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=last_possible(probabilities))
+    return chosen[..., 0] if entries is None else entries.gather(-1, chosen)[..., 0]
+
+
+def best_scores(logits: torch.Tensor, top_k: int, is_sorted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The scores that `top_k` leaves, -inf at what is filled up, and their entries (None: as they stand).
+
+    Args:
+        logits: (N, T, K).
+        top_k: 0 leaves all.
+        is_sorted: whether they must come best first.
+    """
+    size = logits.shape[-1]
+    if top_k == 0 or top_k >= size:
+        return logits.sort(dim=-1, descending=True) if is_sorted else (logits, None)
+    scores, entries = logits.topk(top_k + 1, dim=-1)
+    worst = scores[..., -2:-1]
+    if not (scores[..., -1:] == worst).any():
+        return scores[..., :-1], entries[..., :-1]
+    # Somewhere the next entry ties with the last one: such entries remain, however many they are.
+    scores, entries = logits.topk(int((logits >= worst).sum(dim=-1).max()), dim=-1)
+    return scores.masked_fill(scores < worst, -torch.inf), entries
+
+
+def beyond_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """
+    Which entries the filter drops: from the unlikeliest up, as long as they sum to no more than 1 - top_p.
+
+    Args:
+        probabilities: (..., k), best first.
+
+    Returns:
+        (..., k) bool, never true at the first, nor where one ties with an entry that remains.
+    """
+    tail = probabilities.flip(-1).cumsum(dim=-1).flip(-1)
+    num_kept = (tail > 1 - top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+    return probabilities < probabilities.gather(-1, num_kept - 1)
+
+
+def last_possible(probabilities: torch.Tensor) -> torch.Tensor:
+    """Index of the last entry that is not impossible, where a draw may end by rounding: (..., k) -> (..., 1)"""
+    size = probabilities.shape[-1]
+    return size - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1, keepdim=True)
