@@ -187,6 +187,15 @@ def test_every_trainable_parameter_gets_a_gradient(use_text_head: bool, tmp_path
     assert all(p.grad is None for p in model.tokenizer.parameters())
 
 
+def test_every_scale_has_an_embedding_of_its_own():
+    """Row 0 is text's, row 1 is never read, as officially: the first scale is predicted at the prompt's end."""
+    model = tiny()
+    for codes, rows in ((None, [0]), (numbers(1, 1), [0, 2]), (numbers(1, 5), [0, 2, 3])):
+        table = model.model.scale_embedding.weight
+        (gradient,) = torch.autograd.grad(model(prompts(1), codes=codes).logits.square().sum(), table)
+        assert gradient.abs().sum(dim=1).nonzero().flatten().tolist() == rows
+
+
 def test_the_tokenizer_stays_frozen_and_in_evaluation(tmp_path: Path):
     tiny().save_pretrained(tmp_path)
     for model in (tiny(), TokenFlowForTextToImage.from_pretrained(tmp_path), copy.deepcopy(tiny())):

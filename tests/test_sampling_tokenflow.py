@@ -161,7 +161,7 @@ def test_frequencies_are_the_probabilities(top_k: int, top_p: float):
     assert chisquare(found[possible].numpy(), (probabilities[possible] * count).numpy()).pvalue > 0.01
 
 
-@given(st.sampled_from([0, 3, 8]), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, ALMOST_ONE]), SEEDS)
+@given(st.sampled_from([0, 3, 8]), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, ALMOST_ONE, 1.0]), SEEDS)
 def test_the_impossible_is_never_drawn(top_k: int, top_p: float, number: float, seed: int):
     logits = make_logits(1, 6, 8, seed=seed)
     logits[..., 0] = logits[..., -1] = -torch.inf
