@@ -11,11 +11,13 @@ from transformers.utils import is_timm_available
 
 from transformers_tokenflow import (
     TokenFlowConfig,
+    TokenFlowForConditionalGeneration,
     TokenFlowForTextToImage,
     TokenFlowImageProcessor,
     TokenFlowModel,
     TokenFlowProcessor,
     TokenFlowTextToImageConfig,
+    TokenFlowUnderstandingConfig,
 )
 
 needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm is not installed")
@@ -146,3 +148,19 @@ def tiny_text_to_image(
     )
     torch.manual_seed(seed)
     return TokenFlowForTextToImage(config).eval(), processor
+
+
+UNDERSTANDING_VOCABULARY = 80
+IMAGE_TOKEN_ID = 79
+
+
+def tiny_understanding(
+    kind: str = "clip", seed: int = 0, text_type: str = "qwen2", **overrides: Any
+) -> TokenFlowForConditionalGeneration:
+    """An understanding model with random weights, in evaluation mode; fields of its configuration changed."""
+    text = {**TEXT_FIELDS, "num_key_value_heads": 2, "vocab_size": UNDERSTANDING_VOCABULARY, "model_type": text_type}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text_config = {**text, **special, **overrides.pop("text_config", {})}
+    fields = {"tokenizer_config": tiny_config(kind), "image_token_id": IMAGE_TOKEN_ID, **overrides}
+    torch.manual_seed(seed)
+    return TokenFlowForConditionalGeneration(TokenFlowUnderstandingConfig(text_config=text_config, **fields)).eval()

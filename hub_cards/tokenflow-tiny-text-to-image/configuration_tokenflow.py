@@ -221,6 +221,11 @@ class TokenFlowConfig(PreTrainedConfig):
         return self.semantic_codebook_dim + self.pixel_codebook_dim
 
     @property
+    def hidden_size(self) -> int:
+        """The same, by the name that transformers knows of vision models."""
+        return self.quantized_dim
+
+    @property
     def pixel_downsampling(self) -> int:
         """Pixels of the pixel encoder's input along one side of a token of the final grid."""
         return self.pixel_patch_size * 2 ** (len(self.pixel_channel_multipliers) - 1)
@@ -370,4 +375,92 @@ class TokenFlowTextToImageConfig(PreTrainedConfig):
         return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
-__all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig"]
+# Beside AutoModel; a class names but one of them by itself.
+UNDERSTANDING_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+FEATURE_STRATEGIES = ("last_scale", "last_scale_semantic", "all_scales", "all_scales_residual")
+
+QWEN_2_5_14B = {
+    "vocab_size": 152064,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "pad_token_id": 151643,
+}
+
+
+@strict
+class TokenFlowUnderstandingConfig(PreTrainedConfig):
+    r"""
+    A language model that reads pictures as TokenFlow features. The default is the official one, of Qwen2.5-14B.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`):
+            The language model, any causal one of transformers.
+        tokenizer_config (`TokenFlowConfig` or `dict`):
+            The image tokenizer.
+        image_token_id (`int`, defaults to 151655):
+            Token that stands for one feature of a picture; the default is Qwen2.5's `<|image_pad|>`. It may lie outside
+            of the vocabulary, since its embedding is never read.
+        feature_strategy (`str`, defaults to `"last_scale"`):
+            Which features are read (paper Table 8). `"last_scale"`: those of the last scale, the sum of what all scales
+            contribute. `"last_scale_semantic"`: their semantic part alone. `"all_scales"`: the sum up to every scale,
+            at that scale's own size. `"all_scales_residual"`: what every scale contributes by itself.
+
+    Raises:
+        ValueError: the strategy does not exist, or reads semantic features that the tokenizer does not have.
+    """
+
+    model_type = "tokenflow_understanding"
+    attribute_map = {"vision_config": "tokenizer_config"}
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="qwen2", init_kwargs=QWEN_2_5_14B),
+        "tokenizer_config": SubConfigSpec(TokenFlowConfig),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    tokenizer_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 151655
+    feature_strategy: str = "last_scale"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        if self.feature_strategy not in FEATURE_STRATEGIES:
+            raise ValueError(
+                f"`feature_strategy` must be one of {', '.join(FEATURE_STRATEGIES)}; got {self.feature_strategy!r}"
+            )
+        if self.feature_dim == 0:
+            raise ValueError("`feature_strategy` reads semantic features, but `semantic_codebook_dim` is 0")
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of a feature, which the projector reads."""
+        if self.feature_strategy == "last_scale_semantic":
+            return self.tokenizer_config.semantic_codebook_dim
+        return self.tokenizer_config.quantized_dim
+
+    @property
+    def num_image_features(self) -> int:
+        """How many features a picture has, and so places in a sequence."""
+        if self.feature_strategy.startswith("all_scales"):
+            return self.tokenizer_config.num_image_tokens
+        return self.tokenizer_config.grid_size**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; those who don't have this package find the model's code by any of its Auto classes."""
+        fields = super().to_dict()
+        auto_map = fields.get("auto_map") or {}
+        if "AutoModel" in auto_map:
+            auto_map.update(dict.fromkeys(UNDERSTANDING_AUTO_CLASSES, auto_map["AutoModel"]))
+        return fields
+
+
+__all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig", "TokenFlowUnderstandingConfig"]

@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tokenflow import TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned
 from .modeling_tokenflow import TokenFlowModel
+from .projector_tokenflow import TokenFlowProjector
 
 if TYPE_CHECKING:
     # Never run, but transformers copies the modules named in relative imports: the saved configuration names this one.
@@ -109,19 +110,6 @@ class TokenFlowTextToImageDecoderLayer(GradientCheckpointingLayer):
         attended, _ = self.self_attn(hidden_states, **kwargs)
         hidden_states = hidden_states + self.input_layernorm(attended)
         return hidden_states + self.post_attention_layernorm(self.mlp(hidden_states))
-
-
-class TokenFlowProjector(nn.Module):
-    """Two linear layers from quantised features to a language model's hidden size."""
-
-    def __init__(self, in_features: int, hidden_size: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(in_features, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) of any dtype -> (..., hidden_size)"""
-        return self.linear_2(F.gelu(self.linear_1(features.to(self.linear_1.weight.dtype))))
 
 
 class TokenFlowTextToImagePreTrainedModel(PreTrainedModel):

@@ -4,15 +4,23 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
+from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig
 from .generation_tokenflow import NextScaleGenerationMixin
 from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
 from .image_processing_tokenflow import TokenFlowImageProcessor
 from .modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from .modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .pipeline_tokenflow import TextToImagePipeline
 from .processing_tokenflow import TokenFlowProcessor
 from .quantization_tokenflow import TokenFlowQuantizer
@@ -33,6 +41,9 @@ AutoConfig.register("tokenflow", TokenFlowConfig, exist_ok=True)
 AutoModel.register(TokenFlowConfig, TokenFlowModel, exist_ok=True)
 AutoConfig.register("tokenflow_text_to_image", TokenFlowTextToImageConfig, exist_ok=True)
 AutoModel.register(TokenFlowTextToImageConfig, TokenFlowForTextToImage, exist_ok=True)
+AutoConfig.register("tokenflow_understanding", TokenFlowUnderstandingConfig, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(TokenFlowUnderstandingConfig, TokenFlowForConditionalGeneration, exist_ok=True)
 AutoImageProcessor.register(
     TokenFlowConfig,
     image_processor_classes={"torchvision": TokenFlowImageProcessor, "pil": TokenFlowImageProcessorPil},
@@ -40,6 +51,7 @@ AutoImageProcessor.register(
 )
 # Not for the tokenizer's own configuration: `AutoProcessor` would ask its folder for a text tokenizer.
 AutoProcessor.register(TokenFlowTextToImageConfig, TokenFlowProcessor, exist_ok=True)
+AutoProcessor.register(TokenFlowUnderstandingConfig, TokenFlowProcessor, exist_ok=True)
 # `pt_model` must be a name of transformers, which it looks up there when it loads a saved folder's pipeline.
 PIPELINE_REGISTRY.register_pipeline("text-to-image", pipeline_class=TextToImagePipeline, pt_model=AutoModel)
 
@@ -48,6 +60,8 @@ TokenFlowConfig.register_for_auto_class()
 TokenFlowModel.register_for_auto_class("AutoModel")
 TokenFlowTextToImageConfig.register_for_auto_class()
 TokenFlowForTextToImage.register_for_auto_class("AutoModel")
+TokenFlowUnderstandingConfig.register_for_auto_class()
+TokenFlowForConditionalGeneration.register_for_auto_class("AutoModel")
 TokenFlowImageProcessor.register_for_auto_class()
 TokenFlowImageProcessorPil.register_for_auto_class()
 TokenFlowProcessor.register_for_auto_class()
@@ -83,6 +97,7 @@ __all__ = [
     "NextScaleGenerationMixin",
     "TextToImagePipeline",
     "TokenFlowConfig",
+    "TokenFlowForConditionalGeneration",
     "TokenFlowForTextToImage",
     "TokenFlowImageProcessor",
     "TokenFlowImageProcessorPil",
@@ -91,4 +106,5 @@ __all__ = [
     "TokenFlowProcessor",
     "TokenFlowQuantizer",
     "TokenFlowTextToImageConfig",
+    "TokenFlowUnderstandingConfig",
 ]
