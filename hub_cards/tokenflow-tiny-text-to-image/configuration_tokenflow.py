@@ -388,7 +388,7 @@ QWEN_2_5_14B = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "rope_theta": 1e6,
     "bos_token_id": 151643,
     "eos_token_id": 151645,
     "pad_token_id": 151643,

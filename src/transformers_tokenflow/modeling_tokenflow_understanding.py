@@ -92,7 +92,8 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
     def __init__(self, config: TokenFlowUnderstandingConfig):
         super().__init__(config)
         text: Any = config.text_config
-        self.tokenizer = TokenFlowModel(config.tokenizer_config)
+        tokenizer: Any = config.tokenizer_config
+        self.tokenizer = TokenFlowModel(tokenizer)
         self.tokenizer.requires_grad_(False)
         self.projector = TokenFlowProjector(config.feature_dim, text.hidden_size)
         self.language_model = AutoModel.from_config(text, dtype=torch.get_default_dtype())
@@ -132,10 +133,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         """
         if (pixel_values is None) == (image_codes is None):
             raise ValueError("get_image_features takes either pixel_values or image_codes")
-        if image_codes is None:
-            features = self._read_pixels(pixel_values)
-        else:
-            features = self._read_codes(image_codes)
+        features = self._read_pixels(pixel_values) if image_codes is None else self._read_codes(image_codes)
         # The semantic channels come first.
         projected = self.projector(features[..., : self.config.feature_dim])
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=list(projected))

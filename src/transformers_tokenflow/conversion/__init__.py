@@ -13,6 +13,14 @@ from .text_to_image import (
 from .text_tokenizer import holds_text_tokenizer, load_text_tokenizer
 from .tokenizer import convert_clip_tower, convert_state_dict, convert_tokenizer, tokenizer_layout
 from .tokenizer_config import infer_config
+from .understanding import (
+    convert_understanding,
+    holds_tokenizer,
+    infer_understanding_config,
+    is_understanding,
+    understanding_layout,
+    with_tokenizer,
+)
 from .writing import check_target, folder_written_whole, write_model
 
 __all__ = [
@@ -25,11 +33,15 @@ __all__ = [
     "convert_state_dict",
     "convert_text_to_image",
     "convert_tokenizer",
+    "convert_understanding",
     "folder_written_whole",
     "holds_text_tokenizer",
+    "holds_tokenizer",
     "infer_config",
     "infer_text_to_image_config",
+    "infer_understanding_config",
     "is_text_to_image",
+    "is_understanding",
     "join_tokenizer",
     "load_official_state_dict",
     "load_text_tokenizer",
@@ -37,5 +49,7 @@ __all__ = [
     "read_official_config",
     "text_to_image_layout",
     "tokenizer_layout",
+    "understanding_layout",
+    "with_tokenizer",
     "write_model",
 ]
