@@ -54,7 +54,7 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 def expand(case: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The fixture's inputs with as many places for a picture as it has features, and labels and mask to go with them."""
+    """The fixture's inputs with as many places for a picture as it has features."""
     placeholder, ignored = case.config["image_placeholder"], case.config["ignore_index"]
     ids, labels = case.reference[f"{prefix}input_ids"].long(), case.reference[f"{prefix}labels"].long()
     mask = case.reference.get(f"{prefix}attention_mask", torch.ones_like(ids)).long()

@@ -93,10 +93,11 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         super().__init__(config)
         text: Any = config.text_config
         tokenizer: Any = config.tokenizer_config
+        # First what is trained, where gradient checkpointing is looked for.
+        self.language_model = AutoModel.from_config(text, dtype=torch.get_default_dtype())
+        self.projector = TokenFlowProjector(config.feature_dim, text.hidden_size)
         self.tokenizer = TokenFlowModel(tokenizer)
         self.tokenizer.requires_grad_(False)
-        self.projector = TokenFlowProjector(config.feature_dim, text.hidden_size)
-        self.language_model = AutoModel.from_config(text, dtype=torch.get_default_dtype())
         self.post_init()
 
     def train(self, mode: bool = True) -> "TokenFlowUnderstandingModel":
@@ -183,23 +184,22 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
         else:
             mask = input_ids == self.config.image_token_id
-        self._check_count(mask, image_features.shape[0])
-        return mask.unsqueeze(-1).to(inputs_embeds.device)
-
-    def _check_count(self, mask: torch.Tensor, num_features: int) -> None:
         number = mask.sum()
         torch_compilable_check(
-            number == num_features,
+            number == image_features.shape[0],
             lambda: (
-                f"the text has {number} image tokens, but the pictures given have {num_features} features, "
-                f"{self.config.num_image_features} each: give every picture its place in the text, and every place a "
+                f"the text has {number} image tokens, but the pictures given have {image_features.shape[0]} features, "
+                f"{self.config.num_image_features} each: every picture needs its place in the text, and every place a "
                 "picture"
             ),
         )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Text: (B, T) -> (B, T, hidden_size). The places of pictures may have a token without an embedding."""
-        return self.get_input_embeddings()(input_ids.masked_fill(input_ids == self.config.image_token_id, 0))
+        if self.config.image_token_id >= self.config.text_config.vocab_size:
+            input_ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
+        return self.get_input_embeddings()(input_ids)
 
     @can_return_tuple
     def forward(
@@ -234,8 +234,6 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             image_features = torch.cat(images.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
-        elif input_ids is not None and input_ids.shape[1] > 1:  # a generated token is no picture's
-            self._check_count(input_ids == self.config.image_token_id, 0)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -251,6 +249,7 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
     """A language model that reads pictures as TokenFlow features, and answers in text."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: TokenFlowUnderstandingConfig):
         super().__init__(config)
@@ -334,7 +333,9 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], model_input_name: str, *args: Any
+    ) -> dict[str, Any]:
         """Before generation, pictures are read once: pixels by transformers, codes here."""
         codes = model_kwargs.pop("image_codes", None)
         if codes is not None:
@@ -342,7 +343,14 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
                 raise ValueError("pictures come as one of pixel_values and image_codes")
             outputs = self.model.get_image_features(image_codes=codes, return_dict=True)
             model_kwargs.setdefault("mm_encoder_outputs", {})["image"] = outputs
-        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, model_kwargs, model_input_name, *args
+        )
+        is_start = model_input_name == "input_ids" and model_kwargs.get("past_key_values") is None
+        if is_start and not model_kwargs["mm_encoder_outputs"]:
+            number = (inputs_tensor == self.config.image_token_id).sum()
+            torch_compilable_check(number == 0, lambda: f"the text has {number} image tokens, but no picture is given")
+        return model_kwargs
 
 
 def flatten_maps(features: torch.Tensor) -> torch.Tensor:

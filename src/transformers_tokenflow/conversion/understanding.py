@@ -121,7 +121,7 @@ def infer_understanding_config(
 
 
 def _text_fields(state_dict: StateDict, official: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's fields: sizes from the tensors, the rest from the official configuration or the originals'."""
+    """Sizes from the tensors, the rest from the official configuration or the original's."""
     vocab_size, hidden_size = state_dict["model.embed_tokens.weight"].shape
     is_qwen = LAYER + "self_attn.q_proj.bias" in state_dict
     known = {name: official[name] for name in OFFICIAL_FIELDS if official.get(name) is not None}
