@@ -91,10 +91,31 @@ class TokenFlowTrainingArguments(CommonTrainingArguments):
 
 
 @dataclass
-class TextToImageTrainingArguments(CommonTrainingArguments):
+class AdapterTrainingArguments(CommonTrainingArguments):
+    """Arguments of the trainers of models with a language model in them, which may be trained through adapters."""
+
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train adapters of this rank on attention and MLP, nothing else; 0: everything."}
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained in full beside them, such as ['projector']."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative; got {self.lora_rank}")
+        if self.lora_modules_to_save and self.lora_rank == 0:
+            raise ValueError("lora_modules_to_save stand beside adapters: set lora_rank too")
+        if self.trainable_parts is not None and self.lora_rank > 0:
+            raise ValueError("with lora_rank adapters are trained, and lora_modules_to_save: leave trainable_parts out")
+
+
+@dataclass
+class TextToImageTrainingArguments(AdapterTrainingArguments):
     """Arguments of [`TextToImageTrainer`], with the official settings as defaults."""
 
-    _VALID_DICT_FIELDS = [*CommonTrainingArguments._VALID_DICT_FIELDS, "sample_options"]
+    _VALID_DICT_FIELDS = [*AdapterTrainingArguments._VALID_DICT_FIELDS, "sample_options"]
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate (official)."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
@@ -118,21 +139,40 @@ class TextToImageTrainingArguments(CommonTrainingArguments):
     sample_options: dict | str | None = field(
         default=None, metadata={"help": "How they are drawn, as `generate` takes it: {'guidance_scale': 3.0}."}
     )
-    lora_rank: int = field(
-        default=0, metadata={"help": "Train adapters of this rank on attention and MLP, nothing else; 0: everything."}
-    )
-    lora_modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are trained in full beside them: ['visual_head', 'projector']."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_probabilities("text_dropout", "first_sentence_probability", "coarse_step_probability")
         if not isinstance(self.sample_options, dict | None):
             raise ValueError(f"sample_options must map options to values; got {self.sample_options!r}")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must not be negative; got {self.lora_rank}")
-        if self.lora_modules_to_save and self.lora_rank == 0:
-            raise ValueError("lora_modules_to_save stand beside adapters: set lora_rank too")
-        if self.trainable_parts is not None and self.lora_rank > 0:
-            raise ValueError("with lora_rank adapters are trained, and lora_modules_to_save: leave trainable_parts out")
+
+
+@dataclass
+class UnderstandingTrainingArguments(AdapterTrainingArguments):
+    """Arguments of [`UnderstandingTrainer`], with the official settings of the second stage as defaults."""
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate (official; 1e-3 in stage 1)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate (official)."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Share, or number, of steps of warm-up (official)."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Times that the data are seen (official)."})
+    max_length: int = field(
+        default=2048, metadata={"help": "Tokens of a conversation, pictures included; what is longer is cut (official)."}
+    )
+    packing: bool = field(
+        default=False, metadata={"help": "Put several conversations into a row of max_length, apart from each other."}
+    )
+    turns_per_conversation: int = field(
+        default=4, metadata={"help": "Of rows with `questions`, how many are drawn for a conversation in every epoch."}
+    )
+    logged_answers: int = field(
+        default=4, metadata={"help": "Conversations of an evaluation whose first question is answered and logged."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.ddp_find_unused_parameters is None:
+            # A process whose conversations have no pictures has no gradient of the projector.
+            self.ddp_find_unused_parameters = True
+        super().__post_init__()
+        for name in ("max_length", "turns_per_conversation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

@@ -22,6 +22,8 @@ from .parameters import check_prefixes, parameter_groups
 logger = logging.get_logger(__name__)
 
 EXTRA_STATE_NAME = "tokenflow_trainer.pt"
+# How often in the steps between two logs more than the loss is measured, which takes time of its own.
+MEASUREMENTS_PER_LOG = 10
 
 
 class _StepCallback(TrainerCallback):
@@ -94,6 +96,10 @@ class BaseTrainer(Trainer):
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def is_measured(self) -> bool:
+        """Whether this step is one of those in which more than the loss is measured."""
+        return self.state.global_step % max(1, self.state.logging_steps // MEASUREMENTS_PER_LOG) == 0
 
     @torch.no_grad()
     def record(self, values: Mapping[str, torch.Tensor]) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Which of a model's parameters are trained, and how fast."""
+"""Which of a model's parameters are trained, and how fast; adapters that are trained in place of them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -59,3 +59,37 @@ def parameter_groups(
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0}
         for (rate, decay), parameters in groups.items()
     ]
+
+
+def trained_parameters(model: nn.Module) -> nn.ParameterList:
+    """A module that shares the model's trained parameters, and has nothing else."""
+    return nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None) -> nn.Module:
+    """
+    The model with LoRA adapters (arXiv 2106.09685) on attention and MLP of every layer of its language model, and the
+    rest frozen.
+
+    Args:
+        model: the generator or the understanding model, which is changed.
+        rank: of the adapters, which count twice as much as they say (alpha is 2 · rank).
+        modules_to_save: names of modules that are trained in full, such as `projector`.
+
+    Raises:
+        ValueError: there is no module of a name.
+        ImportError: peft is not installed.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = [name for name, _ in model.named_modules()]
+    if unknown := [name for name in modules_to_save or () if not any(f".{own}".endswith(f".{name}") for own in names)]:
+        raise ValueError(f"lora_modules_to_save: the model has no modules {', '.join(unknown)}")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        # By their place: the tokenizer's encoder has projections of the same names.
+        target_modules=r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        modules_to_save=modules_to_save,
+    )
+    return get_peft_model(model, config)

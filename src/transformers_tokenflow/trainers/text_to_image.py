@@ -17,11 +17,9 @@ from ..quantization_tokenflow import prefix_lengths
 from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer
 from .code_data import CaptionTransform, TextToImageCollator, captioned
-from .parameters import select_trainable
+from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_picture
 
-# How often in the steps between two logs losses and accuracies are measured per scale, which takes time of its own.
-MEASUREMENTS_PER_LOG = 10
 FIRST_SAMPLE_SEED = 0
 
 
@@ -91,8 +89,7 @@ class TextToImageTrainer(BaseTrainer):
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""
-        model = self.accelerator.unwrap_model(self.model)
-        return nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
+        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     # ---- A step ----
 
@@ -110,7 +107,7 @@ class TextToImageTrainer(BaseTrainer):
             inputs = self.coarse(inputs)
         with self.accelerator.autocast():
             output = model(**inputs)
-        if model.training and not is_coarse and self._is_measured():
+        if model.training and not is_coarse and self.is_measured():
             values = self.measure(output.logits, inputs["labels"])
             self.record({name: value.mean() for name, value in values.items()})
         return (output.loss, output) if return_outputs else output.loss
@@ -135,9 +132,6 @@ class TextToImageTrainer(BaseTrainer):
         labels = inputs["labels"][:, : lengths[count]]
         codes = {"codes": labels[:, : lengths[count - 1]]} if count > 1 else {}
         return {name: value for name, value in inputs.items() if name != "end_ids"} | {"labels": labels} | codes
-
-    def _is_measured(self) -> bool:
-        return self.state.global_step % max(1, self.state.logging_steps // MEASUREMENTS_PER_LOG) == 0
 
     @torch.no_grad()
     def measure(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -227,31 +221,3 @@ def read_end_ids(processor: Any) -> list[int]:
     """What follows an image, officially: the tokens of "</img>" and the end of the sequence."""
     tokenizer = processor.tokenizer
     return [*tokenizer("</img>", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-
-
-def add_adapters(model: TokenFlowForTextToImage, rank: int, modules_to_save: list[str] | None) -> nn.Module:
-    """
-    The model with LoRA adapters (arXiv 2106.09685) on attention and MLP of every layer, and the rest frozen.
-
-    Args:
-        model: the generator, which is changed.
-        rank: of the adapters, which count twice as much as they say (alpha is 2 · rank).
-        modules_to_save: names of modules that are trained in full, such as `visual_head`.
-
-    Raises:
-        ValueError: there is no module of a name.
-        ImportError: peft is not installed.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    names = [name for name, _ in model.named_modules()]
-    if unknown := [name for name in modules_to_save or () if not any(f".{own}".endswith(f".{name}") for own in names)]:
-        raise ValueError(f"lora_modules_to_save: the model has no modules {', '.join(unknown)}")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        # By their place: the tokenizer's encoder has projections of the same names.
-        target_modules=r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
-        modules_to_save=modules_to_save,
-    )
-    return get_peft_model(model, config)
