@@ -3,14 +3,20 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
+from hub_server import Hub, running_hub  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
@@ -52,3 +58,26 @@ def compiled() -> Iterator[Callable]:
     torch.compiler.reset()
     yield lambda function, backend, **kwargs: torch.compile(function, backend=backend, fullgraph=True, **kwargs)
     torch.compiler.reset()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on loopback that all libraries of this process talk to, logged in as its user "owner"."""
+    constants = huggingface_hub.constants
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        monkeypatch.setenv("HF_TOKEN", "hf_test_owner")
+        # Between attempts the client waits for seconds.
+        impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+        monkeypatch.setattr(huggingface_hub.utils._http, "time", impatient)
+        huggingface_hub.close_session()
+        yield server
+        huggingface_hub.close_session()
