@@ -69,6 +69,14 @@ def official_state_dict(fixture: dict[str, Any]) -> dict[str, torch.Tensor]:
     return state_dict
 
 
+def thinned(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Every n-th entry along each axis, where the reference, to be small, holds no others."""
+    strides = [round(length / kept) for length, kept in zip(tensor.shape, reference.shape, strict=True)]
+    tensor = tensor[tuple(slice(None, None, stride) for stride in strides)]
+    assert tensor.shape == reference.shape
+    return tensor
+
+
 def run(
     model: TokenFlowModel, pixel_values: torch.Tensor, reference: dict[str, torch.Tensor], scales: list[int]
 ) -> Any:
@@ -143,7 +151,8 @@ def test_losses(case: Any, name: str):
 
 def test_semantic_reconstruction(case: Any):
     expected = case.reference["semantic_reconstruction"].float()
-    torch.testing.assert_close(case.result.decoded.semantic_features, expected, atol=1e-4, rtol=1e-4)
+    semantic_features = thinned(case.result.decoded.semantic_features, expected)
+    torch.testing.assert_close(semantic_features, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -156,5 +165,5 @@ def test_pixel_reconstruction(case: Any, part: str, name: str):
     # The fixtures keep pictures in half precision, which rounds by up to 2^-11 of the value.
     expected = case.reference[name]
     rtol = 2**-11 if expected.dtype == torch.float16 else 0.0
-    pixel_values = getattr(case.result, part).pixel_values
+    pixel_values = thinned(getattr(case.result, part).pixel_values, expected)
     torch.testing.assert_close(pixel_values, expected.float(), atol=1e-4, rtol=rtol)
