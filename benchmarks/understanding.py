@@ -1,0 +1,231 @@
+"""Speed of the understanding model beside transformers' LLaVA with the same vision tower and the same language model.
+
+python -m benchmarks.understanding [--quick] [--tiny FOLDER] [--output FILE.json]
+
+Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+
+from benchmarks.text_to_image import attention_flops
+from benchmarks.tokenizer import show
+from transformers_tokenflow import TokenFlowConfig, TokenFlowForConditionalGeneration, TokenFlowUnderstandingConfig
+
+# Of a question with its conversation around it.
+QUESTION_TOKENS = 32
+ANSWER_TOKENS = 32
+IMAGE_TOKEN = 1
+# The official model with all widths and the codebook an eighth, and depths a quarter: what parts cost beside each other
+# stays nearly what it is, but for the pixel encoder, whose depth can't be less than half.
+TEXT = {
+    "model_type": "qwen2",
+    "vocab_size": 152064 // 8,
+    "hidden_size": 640,
+    "intermediate_size": 1728,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 144,
+    "intermediate_size": 538,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+TOKENIZER = {
+    "codebook_size": 4096,
+    "semantic_config": TOWER,
+    "pixel_channels": 16,
+    "pixel_num_res_blocks": 1,
+    "pixel_latent_channels": 32,
+    "norm_num_groups": 4,
+    "semantic_decoder_config": {"hidden_size": 144, "intermediate_size": 576, "num_attention_heads": 4},
+    "teacher_hidden_size": 144,
+}
+
+
+@dataclass
+class Case:
+    """A model of ours, its twin of transformers, and one picture with a question."""
+
+    model: TokenFlowForConditionalGeneration
+    twin: PreTrainedModel
+    input_ids: Tensor  # (1, T)
+    pixel_values: Tensor  # (1, 3, H, H)
+    codes: Tensor  # (1, L)
+
+    def answer(self, of: str, num_tokens: int) -> Tensor:
+        """`num_tokens` of an answer, of our model from pixels or codes, or of the twin: (1, T + num_tokens)"""
+        model = self.twin if of == "llava" else self.model
+        inputs = {"image_codes": self.codes} if of == "codes" else {"pixel_values": self.pixel_values}
+        options: dict[str, Any] = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "do_sample": False}
+        mask = torch.ones_like(self.input_ids)
+        return model.generate(self.input_ids, attention_mask=mask, **inputs, **options)
+
+
+def make_twin(config: TokenFlowUnderstandingConfig, seed: int = 0) -> PreTrainedModel:
+    """A LLaVA with the tower that is our semantic encoder, and a language model of the same configuration."""
+    torch.manual_seed(seed)
+    tower: Any = config.tokenizer_config.semantic_config
+    # CLIP's class token is no place of its own in the sequence.
+    strategy = "default" if tower.model_type == "clip_vision_model" else "full"
+    llava = LlavaConfig(
+        vision_config=tower.to_dict(),
+        text_config=config.text_config.to_dict(),
+        image_token_index=config.image_token_id,
+        vision_feature_layer=config.tokenizer_config.semantic_feature_layer,
+        vision_feature_select_strategy=strategy,
+        image_seq_length=config.num_image_features,
+    )
+    return LlavaForConditionalGeneration(llava).eval()
+
+
+def make_case(config: TokenFlowUnderstandingConfig, model: TokenFlowForConditionalGeneration | None = None) -> Case:
+    """Both models, with random weights unless ours is given, and random inputs."""
+    torch.manual_seed(0)
+    model = TokenFlowForConditionalGeneration(config).eval() if model is None else model
+    size = config.tokenizer_config.image_size
+    pixel_values = torch.rand(1, 3, size, size) * 2 - 1
+    question = torch.randint(2, config.text_config.vocab_size, (QUESTION_TOKENS,))
+    question[question == config.image_token_id] = 2
+    ids = torch.cat([torch.full((config.num_image_features,), config.image_token_id), question])[None]
+    return Case(model, make_twin(config), ids, pixel_values, model.model.tokenizer.encode(pixel_values).codes)
+
+
+def scaled_case() -> Case:
+    """The official model, smaller in all its parts alike."""
+    tokenizer = TokenFlowConfig.from_fields(TOKENIZER)
+    config = TokenFlowUnderstandingConfig(
+        text_config=TEXT, tokenizer_config=tokenizer.to_dict(), image_token_id=IMAGE_TOKEN
+    )
+    return make_case(config)
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median durations of several functions that take turns, after a round that is not counted."""
+    durations: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            durations[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in durations.items()}
+
+
+@torch.no_grad()
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+    """Seconds to the first token and tokens per second after it, and what they make of the bars."""
+    ways = ("pixels", "codes", "llava")
+    first = interleaved({of: partial(case.answer, of, 1) for of in ways}, repeats)
+    whole = interleaved({of: partial(case.answer, of, 1 + ANSWER_TOKENS) for of in ways}, repeats)
+    rate = {of: ANSWER_TOKENS / (whole[of] - first[of]) for of in ways}
+    return {
+        "first_token_seconds": first,
+        "tokens_per_second": rate,
+        "first_token_beside_llava": first["pixels"] / first["llava"],
+        "decoding_beside_llava": rate["pixels"] / rate["llava"],
+        "codes_beside_pixels": first["pixels"] / first["codes"],
+    }
+
+
+@torch.no_grad()
+def official_arithmetic() -> dict[str, float]:
+    """FLOPs to the first token at the official size, of both models, counted on the meta device."""
+    config = TokenFlowUnderstandingConfig()
+    with torch.device("meta"):
+        model, twin = TokenFlowForConditionalGeneration(config).eval(), make_twin(config)
+        pixels = torch.empty(1, 3, 384, 384)
+        embeds = torch.empty(1, config.num_image_features + QUESTION_TOKENS, config.text_config.hidden_size)
+    features = config.num_image_features * config.feature_dim
+    projector = 2 * config.num_image_features * config.text_config.hidden_size * config.text_config.hidden_size
+    return {
+        "language_model": count_flops(lambda: model.model.language_model(inputs_embeds=embeds)),
+        "projector": float(projector + 2 * features * config.text_config.hidden_size),
+        "tokenflow_encoders": count_flops(lambda: model.model.tokenizer.extract_features(pixels)),
+        "siglip": count_flops(lambda: twin.model.vision_tower(pixels, output_hidden_states=True)),
+    }
+
+
+def count_flops(function: Callable[[], Any]) -> float:
+    """The arithmetic of a call."""
+    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Fewer repeats.")] = False,
+    tiny: Annotated[Path, typer.Option(help="Folder of a trained model, measured as well if it is there.")] = Path(
+        "hub_cards/tokenflow-tiny-understanding"
+    ),
+    output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Compares with LLaVA."""
+    repeats = 3 if quick else 7
+    cases = {"the official model's parts, smaller": scaled_case}
+    if tiny.is_dir():
+        trained = TokenFlowForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32).eval()
+        cases[tiny.name] = partial(make_case, trained.config, trained)
+    results: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "official_flops": official_arithmetic(),
+    }
+    rows = []
+    for name, make in cases.items():
+        found = results[name] = measure(make(), repeats)
+        first, rate = found["first_token_seconds"], found["tokens_per_second"]
+        rows += [
+            row(name, "first token, beside LLaVA", first["pixels"], first["llava"], "at most 1.15"),
+            row(name, "first token, codes beside pixels", first["codes"], first["pixels"], "at most 0.5"),
+            row(name, "a further token, beside LLaVA", 1 / rate["pixels"], 1 / rate["llava"], "1"),
+        ]
+    show("Answers", rows)
+    flops = results["official_flops"]
+    shared = flops["language_model"] + flops["projector"]
+    ratio = (shared + flops["tokenflow_encoders"]) / (shared + flops["siglip"])
+    results["official_first_token_flops_beside_llava"] = ratio
+    typer.echo(f"arithmetic to the first token at the official size: {ratio:.3f} times LLaVA's")
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def row(model: str, what: str, seconds: float, other: float, bar: str) -> dict[str, Any]:
+    """A line of the table."""
+    return {
+        "model": model,
+        "": what,
+        "ms": seconds * 1e3,
+        "other, ms": other * 1e3,
+        "ratio": seconds / other,
+        "bar": bar,
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
