@@ -43,6 +43,7 @@ MODULES = {
 }
 GENERATOR_MODULES = MODULES | {
     "cache_tokenflow.py",
+    "conversation_tokenflow.py",
     "generation_tokenflow.py",
     "modeling_tokenflow_text_to_image.py",
     "pipeline_tokenflow.py",

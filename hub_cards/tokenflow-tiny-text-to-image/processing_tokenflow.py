@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import logging
+
+from .conversation_tokenflow import ConversationProcessorMixin
 
 logger = logging.get_logger(__name__)
 
@@ -35,18 +37,24 @@ class TokenFlowProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[c
     """What a call takes, for texts and for pictures."""
 
 
-class TokenFlowProcessor(ProcessorMixin):
+class TokenFlowProcessor(ConversationProcessorMixin):
     r"""
-    Makes prompts that end where an image begins, and prepares pictures.
+    Makes prompts or conversations of texts, and prepares pictures.
 
-    A prompt is the token that begins a sequence, the text, and the tokens of `image_start`, with padding to its left.
-    A text is text through and through: what looks like a special token in it does not become one.
+    The generator's makes prompts, which end where an image begins: the token that begins a sequence, the text, and the
+    tokens of `image_start`, with padding to the left. A text is text through and through: what looks like a special
+    token in it does not become one.
+
+    With an `image_token` it is the understanding model's. Then texts are taken as they stand, and have that token
+    wherever a picture belongs: `apply_chat_template` makes such texts of conversations. Padding is to the left here,
+    too.
 
     Args:
         image_processor (`TokenFlowImageProcessor`):
             Prepares pictures, and makes pictures of pixels.
         tokenizer (`PreTrainedTokenizerBase`):
-            Of text. If it has no token for padding, `[PAD]` is added to it, as officially.
+            Of text. If it has no token for padding, `[PAD]` is added to it, as officially. For conversations that is
+            its unknown token, or the one that ends a sequence.
         chat_template (`str`, *optional*):
             For conversations.
         image_start (`str`, defaults to `"<img>"`):
@@ -55,6 +63,11 @@ class TokenFlowProcessor(ProcessorMixin):
             Tokens of a text, with the one that begins the sequence. What is longer is cut at its end, with a warning.
         negative_prompt (`str`, defaults to `""`):
             What the pipelines lead away from unless they are told otherwise.
+        image_token (`str`, *optional*):
+            Stands for a picture in the understanding model's texts. If the text tokenizer has no such token, it is
+            added.
+        num_image_tokens (`int`, *optional*):
+            How many tokens a picture takes: the `num_image_features` of the model's configuration.
     """
 
     valid_processor_kwargs = TokenFlowProcessorKwargs
@@ -68,52 +81,73 @@ class TokenFlowProcessor(ProcessorMixin):
         image_start: str = "<img>",
         max_prompt_length: int = 128,
         negative_prompt: str = "",
+        image_token: str | None = None,
+        num_image_tokens: int | None = None,
     ):
+        if (image_token is None) != (num_image_tokens is None):
+            raise ValueError(
+                "image_token and num_image_tokens go together, for the understanding model; got "
+                f"{image_token!r} and {num_image_tokens}"
+            )
         if max_prompt_length < 1:
             raise ValueError(f"max_prompt_length must be at least 1; got {max_prompt_length}")
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_start = image_start
         self.max_prompt_length = max_prompt_length
         self.negative_prompt = negative_prompt
+        self.image_token = image_token
+        self.num_image_tokens = num_image_tokens
+        if image_token is not None:
+            self._set_up_conversations(image_token, num_image_tokens)
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a call with text and pictures gives."""
+        if self.image_token is not None:
+            return super().model_input_names
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
     def __call__(
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
+        image_codes: Any = None,
         **kwargs: Unpack[TokenFlowProcessorKwargs],
     ) -> BatchFeature:
         r"""
         Prepare texts, pictures, or both.
 
         Args:
-            images: pictures in any form that [`TokenFlowImageProcessor`] takes.
+            images: pictures in any form that [`TokenFlowImageProcessor`] takes. To prompts they belong one by one; in
+                conversations they take the places of `image_token`, in order, wherever in the batch, and lists may be
+                nested as texts are: `[[], [first, second]]`.
             text: a text, or a list of texts. An empty one is fine.
+            image_codes: in conversations, codes (num_images, L) of pictures in place of `images`; they are passed on.
             kwargs: for pictures, the image processor's options. For texts `return_tensors`, `padding` (by default to
                 the longest prompt), `padding_side`, `pad_to_multiple_of`, `truncation` (False cuts nothing off),
-                `max_length` (of a whole prompt, the image's start included) and `return_attention_mask`. Options may
-                also come as `text_kwargs` and `images_kwargs`.
+                `max_length` (of a whole prompt, the image's start included) and `return_attention_mask`. For
+                conversations, which are not truncated unless asked for, all of a text tokenizer's. Options may also
+                come as `text_kwargs` and `images_kwargs`.
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask` (B, P) of texts, `pixel_values` (B, 3, H, W) of
-            pictures.
+            `BatchFeature` with `input_ids` and `attention_mask` (B, P) of texts, `pixel_values` (num_images, 3, H, W)
+            of pictures or their `image_codes`.
 
         Raises:
-            ValueError: neither is given, a text is no string, there are none, or not as many as pictures, or an option
-                does not exist for text.
+            ValueError: neither is given, a text is no string, there are none, or not as many as pictures, truncation
+                would cut a picture's tokens, or an option does not exist for text.
+            TypeError: a picture is none.
         """
+        if self.image_token is not None:
+            return self._converse(images, None if text is None else as_texts(text), image_codes, **kwargs)
+        if image_codes is not None:
+            raise ValueError("image_codes are for the understanding model, whose processor has an image_token")
         if images is None and text is None:
             raise ValueError("TokenFlowProcessor needs text, images or both; got neither")
         check_text_options(kwargs)
-        options = self._merge_kwargs(
-            tokenizer_init_kwargs={k: v for k, v in self.tokenizer.init_kwargs.items() if k != "padding_side"}, **kwargs
-        )
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
         if text is not None:
             data.update(self._make_prompts(as_texts(text), **options["text_kwargs"]))

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .chat_templates import load_chat_template
 from .configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig
 from .generation_tokenflow import NextScaleGenerationMixin
 from .image_processing_pil_tokenflow import TokenFlowImageProcessorPil
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         TextToImageTrainingArguments,
         TokenFlowTrainer,
         TokenFlowTrainingArguments,
+        UnderstandingTrainer,
+        UnderstandingTrainingArguments,
     )
 
 __version__ = "0.1.0"
@@ -75,6 +78,8 @@ LAZY_NAMES = {
     "TokenFlowPipeline": ("pipeline_tokenflow_diffusers", "diffusers"),
     "TokenFlowTrainer": ("trainers", "train"),
     "TokenFlowTrainingArguments": ("trainers", "train"),
+    "UnderstandingTrainer": ("trainers", "train"),
+    "UnderstandingTrainingArguments": ("trainers", "train"),
 }
 
 
@@ -107,4 +112,5 @@ __all__ = [
     "TokenFlowQuantizer",
     "TokenFlowTextToImageConfig",
     "TokenFlowUnderstandingConfig",
+    "load_chat_template",
 ]
