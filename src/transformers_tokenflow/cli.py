@@ -2,7 +2,9 @@
 """The command line. Everything slow is imported when a command runs: the help comes without torch."""
 
 import functools
+import importlib
 import importlib.metadata
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +46,31 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ..., or auto.")]
 LoadingDtype = Annotated[Dtype, typer.Option(help="What to compute in.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures that go through the model at a time.")]
+Generator = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub repository of a generator; by default the checkout's small one."),
+]
+NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from; by default the model's own.")]
+GuidanceScale = Annotated[
+    float | None, typer.Option(min=0.0, help="How much the prompt counts at the last scale; 0: no guidance.")
+]
+TopK = Annotated[
+    str | None,
+    typer.Option(metavar="K,...", help="Likeliest entries that each pass draws from, such as 1200,100,1; 0: all."),
+]
+TopP = Annotated[
+    str | None,
+    typer.Option(metavar="P,...", help="Share of the probability that they make up, such as 0.8,0.8,0; 0: all."),
+]
+Temperature = Annotated[float | None, typer.Option(help="Above 1 draws more freely, below 1 less.")]
+Results = Annotated[
+    Path, typer.Option(help="JSON file for the results; a run that was killed goes on from what lies beside it.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Takes so many, the first ones; by default all.")]
+UpdateCard = Annotated[
+    Path | None,
+    typer.Option(help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results."),
+]
 
 
 def reports_mistakes(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,7 +111,8 @@ def say(message: str, target: Console = error_console) -> None:
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, and nothing elsewhere; gives the function that moves it to (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=error_console, disable=not error_console.is_terminal) as progress:
+    is_shown = error_console.is_terminal and is_main_process()
+    with Progress(*columns, console=error_console, disable=not is_shown) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -248,10 +276,7 @@ def decode(
 @reports_mistakes
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub repository of a generator; by default the checkout's small one."),
-    ] = None,
+    model: Generator = None,
     output: Annotated[
         Path, typer.Option(help="Folder for the pictures, which are named after prompt and seed.", file_okay=False)
     ] = Path("generated"),
@@ -260,21 +285,11 @@ def generate(
         int | None,
         typer.Option(min=0, help="Seed of the first picture, from which the others count on; by default a random one."),
     ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What guidance leads away from; by default the model's own.")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(min=0.0, help="How much the prompt counts at the last scale; 0: no guidance.")
-    ] = None,
-    top_k: Annotated[
-        str | None,
-        typer.Option(metavar="K,...", help="Likeliest entries that each pass draws from, such as 1200,100,1; 0: all."),
-    ] = None,
-    top_p: Annotated[
-        str | None,
-        typer.Option(metavar="P,...", help="Share of the probability that they make up, such as 0.8,0.8,0; 0: all."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Above 1 draws more freely, below 1 less.")] = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: GuidanceScale = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
     best_of: Annotated[int, typer.Option(min=1, help="Draws that many for each picture, and keeps the best.")] = 1,
     scorer: Annotated[
         str | None,
@@ -294,14 +309,7 @@ def generate(
     batch_size: BatchSize = 8,
 ) -> None:
     """Draw pictures of prompts, as PNGs."""
-    settings: dict[str, Any] = {
-        "negative_prompt": negative_prompt,
-        "guidance_scale": guidance_scale,
-        "top_k": read_numbers(top_k, int, "--top-k"),
-        "top_p": read_numbers(top_p, float, "--top-p"),
-        "temperature": temperature,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = sampling_settings(negative_prompt, guidance_scale, top_k, top_p, temperature)
 
     from transformers_tokenflow.commands.contact_sheet import draw_grid
     from transformers_tokenflow.commands.generation import draw_prompts, draw_steps, load_painter, load_scorer
@@ -328,6 +336,24 @@ def generate(
     say(f"{len(drawn)} pictures are in {output}; the first one's seed is {seed}", console)
 
 
+def sampling_settings(
+    negative_prompt: str | None,
+    guidance_scale: float | None,
+    top_k: str | None,
+    top_p: str | None,
+    temperature: float | None,
+) -> dict[str, Any]:
+    """What is given of the pipeline's settings."""
+    settings = {
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance_scale,
+        "top_k": read_numbers(top_k, int, "--top-k"),
+        "top_p": read_numbers(top_p, float, "--top-p"),
+        "temperature": temperature,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def read_numbers(text: str | None, kind: type[int] | type[float], option: str) -> list[int] | list[float] | None:
     """Numbers with commas between them."""
     try:
@@ -344,11 +370,11 @@ def convert(
     ],
     folder: Annotated[Path, typer.Argument(help="Folder for the model; it must not hold anything.", file_okay=False)],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Of a generator: the file of its image tokenizer.", exists=True)
+        Path | None, typer.Option(help="File of the image tokenizer, which generators' checkpoints lack.", exists=True)
     ] = None,
     text_tokenizer: Annotated[
         str | None,
-        typer.Option(help="Of a generator: folder or repository of its text tokenizer, if CHECKPOINT doesn't hold it."),
+        typer.Option(help="Folder or repository of the text tokenizer, if CHECKPOINT needs one and doesn't hold it."),
     ] = None,
     dtype: Annotated[
         Dtype | None,
@@ -365,7 +391,8 @@ def convert(
     Convert an official checkpoint to a folder with model, processor and code.
 
     The variant is read off the tensors. A checkpoint of other than the released sizes may need help, such as
-    --set semantic_config.num_attention_heads=16. A generator takes its image tokenizer's file as well:
+    --set semantic_config.num_attention_heads=16. A generator, and an understanding model without it, takes the file of
+    its image tokenizer as well:
     tokenflow convert TokenFlow-t2i FOLDER --tokenizer tokenflow_clipb_32k_enhanced.pt
     """
     from transformers_tokenflow.commands.conversion import convert_checkpoint
@@ -382,7 +409,7 @@ def convert(
         )
     config = converted.config
     image = getattr(config, "tokenizer_config", config)
-    what = "a tokenizer" if image is config else "a generator and its tokenizer"
+    what = NAMES[config.model_type]
     say(
         f"{folder} holds {what} of {image.image_size}-pixel pictures with a {image.semantic_config.model_type}: "
         f"{image.num_image_tokens} tokens of {image.codebook_size}, {converted.num_parameters / 1e6:,.1f} M parameters",
@@ -411,6 +438,202 @@ def train(
     trainer = train_recipe(recipe, settings or ())
     if trainer.is_world_process_zero():
         say(f"the model is in {trainer.args.output_dir}", console)
+
+
+evaluation = typer.Typer(
+    help="Measure a tokenizer, a generator or an understanding model.\n\n"
+    "On several devices: accelerate launch -m transformers_tokenflow.cli evaluate ...",
+    no_args_is_help=True,
+)
+app.add_typer(evaluation, name="evaluate")
+
+
+def load_commands(name: str) -> Any:
+    """A module of commands that need the extra `eval`."""
+    try:
+        return importlib.import_module(f"transformers_tokenflow.commands.{name}")
+    except ImportError as error:
+        fail(f"this needs `pip install 'transformers-tokenflow[eval]'`: {error}")
+
+
+def is_main_process() -> bool:
+    """Whether this is the one of several processes that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def show_results(report: dict[str, Any], output: Path, card: Path | None) -> None:
+    """Print the metrics, say where everything is, and update a card."""
+    if not is_main_process():
+        return
+    table = Table("metric")
+    table.add_column("value", justify="right")
+    for name, value in report["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    for name, network in report["description"]["settings"].get("networks", {}).items():
+        say(f"{name} is by {network}", console)
+    for name, reason in report.get("not_measured", {}).items():
+        say(f"{name} was not measured: {reason}")
+    report_failures(report.get("unreadable", {}))
+    say(f"the results are in {output}", console)
+    if card is not None:
+        for path in load_commands("evaluation").write_card(card, report):
+            say(f"{path} has them, too", console)
+
+
+@evaluation.command()
+@reports_mistakes
+def reconstruction(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Picture files, parquet files and folders of both, repeatable; or with --split what `datasets` loads."
+        ),
+    ],
+    model: Model = None,
+    output: Results = Path("reconstruction.json"),
+    split: Annotated[str | None, typer.Option(help="Split of a dataset, which may be of the Hub.")] = None,
+    column: Annotated[str, typer.Option(help="The dataset's column of pictures.")] = "image",
+    limit: Limit = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What rFID sees with: inception, or a CLIP, a folder or a name of open_clip; by default inception "
+            "where its weights can be had, else the small teacher."
+        ),
+    ] = None,
+    update_card: UpdateCard = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 16,
+) -> None:
+    """
+    Measure reconstructions: rFID, PSNR, SSIM, LPIPS, and the use of the codebook.
+
+    Beside the file of results lie those of every picture, and a PNG of the sizes of clusters.
+    """
+    commands = load_commands("evaluate_reconstruction")
+    with progress_bar("reconstructing") as advance:
+        report = commands.evaluate_reconstruction(
+            data, output, model, split, column, limit, features, device, dtype.value, batch_size, advance
+        )
+    show_results(report, output, update_card)
+
+
+@evaluation.command()
+@reports_mistakes
+def generation(
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="GenEval's evaluation_metadata.jsonl, DPG-Bench's folder of prompts, or a text with a prompt a line.",
+            exists=True,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the pictures; the results are in a JSON file beside it.", file_okay=False)
+    ] = Path("generation"),
+    model: Generator = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the others count on.")] = 0,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="CLIP that judges: a folder, or a name of open_clip; by default the small teacher."),
+    ] = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: GuidanceScale = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    update_card: UpdateCard = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 8,
+) -> None:
+    """
+    Draw a benchmark's prompts as its own programs expect them, and judge the pictures by a CLIP.
+
+    With ImageReward installed by that, too.
+    """
+    settings = sampling_settings(negative_prompt, guidance_scale, top_k, top_p, temperature)
+    commands = load_commands("evaluate_generation")
+    with progress_bar("drawing prompts") as advance:
+        report = commands.evaluate_generation(
+            prompts, output, model, num_images, seed, scorer, device, dtype.value, batch_size, advance, **settings
+        )
+    show_results(report, output.with_name(f"{output.name}.json"), update_card)
+
+
+@evaluation.command()
+@reports_mistakes
+def understanding(
+    model: Annotated[str, typer.Option(help="Folder or Hub repository of an image-text-to-text model.")],
+    data: Annotated[str, typer.Option(help="Table, folder or Hub repository that `datasets` loads.")],
+    output: Results = Path("understanding.json"),
+    config: Annotated[str | None, typer.Option(help="Configuration of the dataset.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split; by default the first there is of test, validation and train.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    question: Annotated[str, typer.Option(help="Column of questions.")] = "question",
+    answers: Annotated[
+        str | None, typer.Option(help="Column of an answer or several; by default answers or answer.")
+    ] = None,
+    limit: Limit = None,
+    prompt: Annotated[
+        str, typer.Option(help="What is asked.")
+    ] = "{question}\nAnswer the question using a single word or phrase.",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")] = 16,
+    update_card: UpdateCard = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered at a time.")] = 8,
+) -> None:
+    """Ask questions about pictures: exact match, VQA accuracy, and of yes or no the balanced accuracy."""
+    columns = {"image": image, "question": question, **({"answers": answers} if answers else {})}
+    commands = load_commands("evaluate_understanding")
+    with progress_bar("answering") as advance:
+        report = commands.evaluate_understanding(
+            model, data, output, config, split, columns, limit, prompt, max_new_tokens, device, dtype.value,
+            batch_size, advance,
+        )  # fmt: skip
+    show_results(report, output, update_card)
+
+
+@app.command()
+@reports_mistakes
+def cluster(
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Picture files, parquet files with a column of pictures, and folders of them.", exists=True
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="HTML file to write, which needs no other.", dir_okay=False)] = Path(
+        "clusters.html"
+    ),
+    model: Model = None,
+    scale: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of the token map that is grouped, repeatable; by default the first and the last."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Clusters of each kind.")] = 16,
+    members: Annotated[int, typer.Option(min=1, help="Pictures of each cluster.")] = 12,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 16,
+) -> None:
+    """Show which pictures and patches share an entry: of one codebook alone, of the other, and of both."""
+    from transformers_tokenflow.commands.tokenizers import load_tokenizer
+
+    commands = load_commands("clustering")
+    tokenizer = load_tokenizer(model, device, dtype.value)
+    with progress_bar("grouping") as advance:
+        failures = commands.cluster_pictures(
+            pictures, output, tokenizer, scale or [], count, members, batch_size, advance
+        )
+    report_failures(failures)
+    say(f"the clusters are in {output}", console)
 
 
 def run() -> None:

@@ -81,5 +81,24 @@ class OpenClipScorer:
             self._embeddings.popitem(last=False)
         return result
 
+    @torch.no_grad()
+    def embed_pictures(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Embeddings of finished pictures, by the CLIP's own image tower.
+
+        Args:
+            pixel_values: (B, 3, H, H) in [-1, 1]; another size than the CLIP's is resized.
+
+        Returns:
+            (B, d) in fp32, as the tower gives them: not of unit length.
+        """
+        visual = self.model.visual
+        size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+        pictures = (pixel_values.to(self.device, torch.float32).clamp(-1, 1) + 1) / 2
+        if pictures.shape[-1] != size:
+            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (pictures.new_tensor(value).view(-1, 1, 1) for value in (visual.image_mean, visual.image_std))
+        return self.model.encode_image((pictures - mean) / std).float()
+
 
 __all__ = ["OpenClipScorer"]

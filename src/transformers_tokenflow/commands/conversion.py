@@ -11,31 +11,43 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..chat_templates import load_chat_template
 from ..conversion import (
     Checkpoint,
     ConvertedStateDict,
     check_target,
     folder_written_whole,
     holds_text_tokenizer,
+    holds_tokenizer,
     infer_config,
     infer_text_to_image_config,
+    infer_understanding_config,
     is_text_to_image,
+    is_understanding,
     join_tokenizer,
     load_text_tokenizer,
     open_checkpoint,
     read_official_config,
     text_to_image_layout,
     tokenizer_layout,
+    understanding_layout,
+    with_tokenizer,
     write_model,
 )
 from ..conversion.checkpoints import FOLDER_FILES
 from ..conversion.writing import Advance
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
+from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from ..processing_tokenflow import OFFICIAL_NEGATIVE_PROMPT, TokenFlowProcessor
 from . import CommandError, one_line
 from .settings import nest, read_settings
 from .tokenizers import make_processor
+
+
+# Of official understanding models, by the language model: the format of conversations, the token that stands for a
+# picture, and the one that ends an answer. Vicuna has none for pictures; it is given one without an embedding.
+CONVERSATIONS = {"qwen2": ("qwen2.5", "<|image_pad|>", "<|im_end|>"), "llama": ("vicuna", "<image>", "</s>")}
 
 
 @dataclass
@@ -66,10 +78,10 @@ def convert_checkpoint(
     advance: Advance | None = None,
 ) -> Converted:
     """
-    Convert an official tokenizer or generator, and write model, processor and their code, all of it or nothing.
+    Convert an official tokenizer, generator or understanding model: writes model, processor and code, all or nothing.
 
     Tensors go from file to file one after the other: a large model takes little memory. The processor prepares
-    pictures as the official evaluation does, and prompts as the official sampling.
+    pictures as the official evaluation does, and prompts and conversations as the official scripts.
 
     Args:
         checkpoint: an official `.pt` file, a safetensors file with the same keys, or a folder of either in shards.
@@ -77,8 +89,8 @@ def convert_checkpoint(
         dtype: of the saved weights, but for the codebooks, which stay in float32, since codes hang on small
             differences. By default the checkpoint's own.
         settings: of the configuration that shapes don't show, such as `"semantic_config.num_attention_heads=16"`.
-        tokenizer: of a generator, whose checkpoint lacks it: the official tokenizer's file.
-        text_tokenizer: of a generator: the folder or repository of its text tokenizer, if it is not in its folder.
+        tokenizer: the official tokenizer's file, for a generator, or an understanding model that lacks it.
+        text_tokenizer: of either of them, the folder or repository, if it is not in the checkpoint's folder.
         advance: is called with the bytes written and the bytes in all.
 
     Raises:
@@ -91,8 +103,10 @@ def convert_checkpoint(
         source = open_checkpoint(checkpoint)
         if is_text_to_image(source):
             plan = plan_generator(source, checkpoint, tokenizer, text_tokenizer, overrides)
+        elif is_understanding(source):
+            plan = plan_understanding(source, checkpoint, tokenizer, text_tokenizer, overrides)
         elif tokenizer is not None or text_tokenizer is not None:
-            raise CommandError(f"{checkpoint} is no generator, and takes no --tokenizer or --text-tokenizer")
+            raise CommandError(f"{checkpoint} is an image tokenizer, and takes no --tokenizer or --text-tokenizer")
         else:
             plan = plan_tokenizer(source, overrides)
         with folder_written_whole(folder) as temporary:
@@ -126,23 +140,65 @@ def plan_generator(
             f"{path} is a generator, whose checkpoint lacks the image tokenizer: pass --tokenizer with its file, "
             "tokenflow_clipb_32k_enhanced.pt"
         )
-    official_folder = official_folder_of(path)
-    if text_tokenizer is None and (official_folder is None or not holds_text_tokenizer(official_folder)):
-        raise CommandError(
-            f"there is no text tokenizer with {path}: pass --text-tokenizer with a folder or a repository of the Hub"
-        )
+    text_tokenizer = find_text_tokenizer(path, text_tokenizer)
     image = open_checkpoint(tokenizer)
     if is_text_to_image(image):
         raise CommandError(f"--tokenizer takes an image tokenizer; {tokenizer} is a generator")
-    official = read_official_config(official_folder) if official_folder is not None else {}
-    config = infer_text_to_image_config(source, image, official, **overrides)
-    text = load_text_tokenizer(text_tokenizer or str(official_folder), config.text_config.vocab_size)
+    config = infer_text_to_image_config(source, image, official_fields(path), **overrides)
+    text = load_text_tokenizer(text_tokenizer, config.text_config.vocab_size)
     config.text_config.pad_token_id = text.pad_token_id
     weights = ConvertedStateDict(join_tokenizer(source, image), text_to_image_layout(config))
     processor = TokenFlowProcessor(
         picture_processor(config.tokenizer_config.image_size), text, negative_prompt=OFFICIAL_NEGATIVE_PROMPT
     )
     return Plan(TokenFlowForTextToImage, config, weights, processor)
+
+
+def plan_understanding(
+    source: Checkpoint, path: Path, tokenizer: Path | None, text_tokenizer: str | None, overrides: dict[str, Any]
+) -> Plan:
+    """The conversion of an understanding model, with its image tokenizer or that of a file of its own."""
+    if holds_tokenizer(source) and tokenizer is not None:
+        raise CommandError(f"{path} has its image tokenizer inside, and takes no --tokenizer")
+    if not holds_tokenizer(source) and tokenizer is None:
+        raise CommandError(f"{path} lacks its image tokenizer: pass --tokenizer with its file, tokenflow_siglip_32k.pt")
+    text_tokenizer = find_text_tokenizer(path, text_tokenizer)
+    whole = source if tokenizer is None else with_tokenizer(source, open_checkpoint(tokenizer))
+    config = infer_understanding_config(whole, official_fields(path), **overrides)
+    conversation, image_token, end = CONVERSATIONS[config.text_config.model_type]
+    processor = TokenFlowProcessor(
+        make_processor(size={"shortest_edge": config.tokenizer_config.image_size}, do_pad=True),
+        load_text_tokenizer(text_tokenizer, config.text_config.vocab_size, pad_token=None),
+        chat_template=load_chat_template(conversation),
+        image_token=image_token,
+        num_image_tokens=config.num_image_features,
+    )
+    config.image_token_id = processor.image_token_id
+    config.text_config.pad_token_id = processor.tokenizer.pad_token_id
+    config.text_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(end)
+    weights = ConvertedStateDict(whole, understanding_layout(config))
+    return Plan(TokenFlowForConditionalGeneration, config, weights, processor)
+
+
+def find_text_tokenizer(path: Path, given: str | None) -> str:
+    """
+    The folder or repository of a model's text tokenizer: the one given, or its own folder.
+
+    Raises:
+        CommandError: none is given, and the folder has none.
+    """
+    folder = official_folder_of(path)
+    if given is None and (folder is None or not holds_text_tokenizer(folder)):
+        raise CommandError(
+            f"there is no text tokenizer with {path}: pass --text-tokenizer with a folder or a repository of the Hub"
+        )
+    return given or str(folder)
+
+
+def official_fields(path: Path) -> dict[str, Any]:
+    """The configuration beside an official checkpoint; empty if there is none."""
+    folder = official_folder_of(path)
+    return read_official_config(folder) if folder is not None else {}
 
 
 def official_folder_of(path: Path) -> Path | None:

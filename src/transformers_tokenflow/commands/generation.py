@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,10 +19,11 @@ from . import CommandError, one_line
 from .contact_sheet import draw_rows, prefix_headings
 from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
 
+if TYPE_CHECKING:
+    from ..scoring import OpenClipScorer
+
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-text-to-image"
 DEFAULT_SCORER = CHECKOUT / "hub_cards" / "tokenflow-tiny-teacher"
-
-Scorer = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
 
 @dataclass
@@ -89,7 +90,7 @@ def load_painter(name: str | None = None, device: str = "auto", dtype: str = "fl
     return TextToImagePipeline(model=model, processor=processor, task="text-to-image", device=target)
 
 
-def load_scorer(name: str | None, device: torch.device) -> Scorer:
+def load_scorer(name: str | None, device: torch.device) -> "OpenClipScorer":
     """
     Load a CLIP that chooses among pictures.
 
@@ -102,12 +103,12 @@ def load_scorer(name: str | None, device: torch.device) -> Scorer:
     """
     if name is None:
         if not DEFAULT_SCORER.is_dir():
-            raise CommandError("--best-of chooses by a CLIP: pass --scorer with a folder or a name of open_clip")
+            raise CommandError("there is no default CLIP here: pass --scorer with a folder or a name of open_clip")
         name = str(DEFAULT_SCORER)
     try:
         from ..scoring import OpenClipScorer
     except ImportError as error:
-        raise CommandError(f"--best-of needs `pip install open_clip_torch`: {one_line(error)}") from error
+        raise CommandError(f"a CLIP that scores needs `pip install open_clip_torch`: {one_line(error)}") from error
     is_named = not Path(name).is_dir() and ":" not in name
     model, _, tag = name.partition("/") if is_named else (name, "", "")
     try:

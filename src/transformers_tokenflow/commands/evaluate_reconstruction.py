@@ -1,0 +1,162 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Measures how well a tokenizer gives pictures back, and how well it uses its codebook."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+from transformers.utils import logging
+
+from ..evaluation import EvaluationError
+from ..evaluation.data import DatasetPicture, describe_rows, load_rows
+from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
+from ..evaluation.parts import Parts, Record, Sums
+from ..evaluation.reconstruction import COUNTS, UNREADABLE, ReconstructionMeasures, plot_cluster_sizes
+from ..evaluation.report import describe_model, evaluate, names_digest
+from . import CommandError, one_line
+from .evaluation import Advance, network_name, processes
+from .generation import DEFAULT_SCORER, load_scorer
+from .pictures import Source, read_batches
+from .sources import find_sources
+from .tokenizers import Tokenizer, load_tokenizer
+
+logger = logging.get_logger(__name__)
+
+INCEPTION = "inception"
+
+
+def evaluate_reconstruction(
+    data: list[str],
+    output: Path,
+    model: str | None,
+    split: str | None,
+    column: str,
+    limit: int | None,
+    features: str | None,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    advance: Advance,
+) -> dict[str, Any]:
+    """
+    Measure how well a tokenizer gives pictures back.
+
+    Args:
+        data: picture files, parquet files and folders of both; or, with `split`, one dataset.
+        output: the JSON file; a PNG beside it shows the sizes of clusters.
+        model: folder or repository of the tokenizer.
+        split: of the dataset, which may be of the Hub.
+        column: of its pictures.
+        limit: how many pictures, the first ones.
+        features: of FID: "inception", or a CLIP as `load_scorer` takes it; by default the former where its weights can
+            be had, and else the small teacher.
+        device, dtype, batch_size: of the model.
+        advance: is told how many pictures are done, of how many.
+
+    Returns:
+        The results.
+
+    Raises:
+        CommandError: something that is needed is not here, or is not what it should be.
+    """
+    with processes(device) as state:
+        tokenizer = load_tokenizer(model, device, dtype)
+        sources, described = find_data(data, split, column, limit)
+        with state.local_main_process_first():  # who downloads
+            not_measured: dict[str, str] = {}
+            fid, networks = choose_features(features, tokenizer.device, not_measured)
+            lpips = None
+            try:
+                lpips = perceptual_similarity(tokenizer.device)
+                networks["lpips"] = "AlexNet"
+            except EvaluationError as error:
+                not_measured["lpips"] = one_line(error)
+        measures = ReconstructionMeasures(tokenizer.model, fid, lpips)
+        description = {
+            "evaluation": "reconstruction",
+            "model": {**describe_model(tokenizer.name, tokenizer.model), "codebook": tokenizer.codebook_hash()},
+            "data": described,
+            "settings": {"preprocessing": tokenizer.preprocessing(), "networks": networks},
+        }
+
+        def work(parts: Parts) -> None:
+            measure_share(sources, tokenizer, measures, parts, batch_size, advance)
+
+        def summarize(records: dict[str, Record], sums: Sums) -> dict[str, Any]:
+            results = measures.summarize(records, sums)
+            if not results["pictures"]:
+                raise EvaluationError(f"no picture of {', '.join(data)} could be read")
+            plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, output.with_suffix(".png"))
+            return {**results, "not_measured": not_measured}
+
+        return evaluate(output, description, state, work, summarize)
+
+
+def find_data(
+    data: list[str], split: str | None, column: str, limit: int | None
+) -> tuple[list[Source], dict[str, Any]]:
+    """Pictures, and what a report says about them."""
+    if split is not None:
+        if len(data) != 1:
+            raise CommandError(f"--split takes one dataset; got {', '.join(data)}")
+        rows = load_rows(data[0], None, split, [column], limit)
+        return [DatasetPicture(rows, index, column) for index in range(len(rows))], describe_rows(data[0], None, rows)
+    paths = [Path(path) for path in data]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise CommandError(f"there is no {missing[0]}; a dataset of the Hub takes --split as well")
+    sources = find_sources(paths).pictures[:limit]
+    if not sources:
+        raise CommandError(f"there are no pictures in {', '.join(data)}")
+    names = [source.name for source in sources]
+    described = {
+        "dataset": "+".join(path.resolve().stem for path in paths),
+        "paths": data,
+        "pictures": len(names),
+        "names": names_digest(names),
+    }
+    return sources, described
+
+
+def choose_features(
+    name: str | None, device: torch.device, not_measured: dict[str, str]
+) -> tuple[FrechetInceptionDistance | None, dict[str, str]]:
+    """FID with the features of a name, see `evaluate_reconstruction`, and what these are called in the results."""
+    if name in (None, INCEPTION):
+        try:
+            return inception_distance(device), {"rfid": "Inception v3 of torch-fidelity"}
+        except EvaluationError as error:
+            if name is not None:
+                raise
+            reason = one_line(error)
+        if not DEFAULT_SCORER.is_dir():
+            not_measured["rfid"] = reason
+            return None, {}
+        logger.warning(f"rFID is by the small teacher's features, and can't be compared with others: {reason}")
+        name = str(DEFAULT_SCORER)
+    return clip_distance(load_scorer(name, device)), {"rfid": f"CLIP {network_name(name)}"}
+
+
+def measure_share(
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    measures: ReconstructionMeasures,
+    parts: Parts,
+    batch_size: int,
+    advance: Advance,
+) -> None:
+    """Measure this process's share of the pictures."""
+    by_name = {source.name: source for source in sources}
+    share = parts.share(list(by_name))
+    done = 0
+    for batch in read_batches([by_name[name] for name in share], tokenizer.processor, batch_size):
+        records: dict[str, Record] = {name: {UNREADABLE: reason} for name, reason in batch.failures.items()}
+        if batch.pictures:
+            names = [picture.path for picture in batch.pictures]
+            try:
+                records |= measures.update(names, batch.pixel_values().to(tokenizer.device))
+            except ValueError as error:  # the image processor's settings don't fit the model
+                raise EvaluationError(f"{tokenizer.name} can't encode its own pictures: {error}") from error
+        parts.add(records, measures.sums)
+        done += len(records)
+        advance(done, len(share))

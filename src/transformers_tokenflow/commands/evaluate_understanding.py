@@ -1,0 +1,77 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Asks a model questions about pictures."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ..evaluation.data import describe_rows
+from ..evaluation.parts import Parts
+from ..evaluation.report import describe_model, evaluate
+from ..evaluation.understanding import Answerer, answer_questions, load_questions, read_answers, summarize
+from . import CommandError
+from .evaluation import Advance, processes
+from .loading import find_device
+
+
+def evaluate_understanding(
+    model: str,
+    data: str,
+    output: Path,
+    config: str | None,
+    split: str | None,
+    columns: dict[str, str],
+    limit: int | None,
+    prompt: str,
+    max_new_tokens: int,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    advance: Advance,
+) -> dict[str, Any]:
+    """
+    Answer questions, and compare with what people answered.
+
+    Args:
+        model: folder or repository of anything that `AutoModelForImageTextToText` loads.
+        data: a table, folder or repository that `load_questions` reads.
+        output: the JSON file.
+        config, split, columns, limit: of the data, see `load_questions`.
+        prompt: what is asked, with `{question}` in it.
+        max_new_tokens: how long an answer may get.
+        device, dtype, batch_size: of the model.
+        advance: is told how many questions are done, of how many.
+
+    Returns:
+        The results.
+
+    Raises:
+        CommandError: something that is needed is not here, or is not what it should be.
+    """
+    if "{question}" not in prompt:
+        raise CommandError(f"the prompt must say where the {{question}} goes; got {prompt!r}")
+    logging.disable_progress_bar()
+    with processes(device) as state:
+        with state.local_main_process_first():  # who downloads
+            rows = load_questions(data, config, split, columns, limit)
+        answerer = Answerer.from_pretrained(model, find_device(device), getattr(torch, dtype))
+        texts = rows.select_columns(["question", "answers"])
+        questions = [[row["question"], read_answers(row["answers"])] for row in texts]
+        description = {
+            "evaluation": "understanding",
+            "model": describe_model(model, answerer.model),
+            "data": {
+                **describe_rows(data, config, rows),
+                "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16],
+            },
+            "settings": {"prompt": prompt, "max_new_tokens": max_new_tokens, "columns": columns},
+        }
+
+        def work(parts: Parts) -> None:
+            answer_questions(answerer, rows, parts, prompt, batch_size, max_new_tokens, advance)
+
+        return evaluate(output, description, state, work, summarize)
