@@ -68,6 +68,8 @@ class TokenFlowProcessor(ConversationProcessorMixin):
             added.
         num_image_tokens (`int`, *optional*):
             How many tokens a picture takes: the `num_image_features` of the model's configuration.
+        default_question (`str`, defaults to `"What is in this picture?"`):
+            What `tokenflow describe` asks unless it is told otherwise.
     """
 
     valid_processor_kwargs = TokenFlowProcessorKwargs
@@ -83,6 +85,7 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         negative_prompt: str = "",
         image_token: str | None = None,
         num_image_tokens: int | None = None,
+        default_question: str = "What is in this picture?",
     ):
         if (image_token is None) != (num_image_tokens is None):
             raise ValueError(
@@ -97,6 +100,7 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         self.negative_prompt = negative_prompt
         self.image_token = image_token
         self.num_image_tokens = num_image_tokens
+        self.default_question = default_question
         if image_token is not None:
             self._set_up_conversations(image_token, num_image_tokens)
         if tokenizer.pad_token is None:

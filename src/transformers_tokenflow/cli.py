@@ -364,6 +364,45 @@ def read_numbers(text: str | None, kind: type[int] | type[float], option: str) -
 
 @app.command()
 @reports_mistakes
+def describe(
+    pictures: Pictures,
+    question: Annotated[str | None, typer.Option(help="What to ask; by default what the model is made for.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub repository of an understanding model; by default the checkout's small one."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that an answer may have; by default as many as the model's own.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Draws the words, above 1 more freely; 0: always the likeliest ones.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same words.")] = None,
+    device: Device = "auto",
+    dtype: LoadingDtype = Dtype.FLOAT32,
+    batch_size: BatchSize = 8,
+) -> None:
+    """Ask a question about pictures, each by itself, and print the answers."""
+    from transformers_tokenflow.commands.describing import answer_settings, describe_pictures, load_describer
+
+    describer = load_describer(model, device, dtype.value)
+    settings = answer_settings(max_new_tokens, temperature, seed)
+    answers: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    with progress_bar("describing") as advance:
+        for described, unreadable, total in describe_pictures(pictures, describer, question, batch_size, **settings):
+            for path, text in described.items():
+                say(text if total == 1 else f"{path}: {text}", console)
+            answers |= described
+            failures |= unreadable
+            advance(len(answers) + len(failures), total)
+    report_failures(failures)
+    if not answers:
+        fail("no picture could be described")
+
+
+@app.command()
+@reports_mistakes
 def convert(
     checkpoint: Annotated[
         Path, typer.Argument(help="Official .pt file, safetensors with its keys, or a folder of shards.", exists=True)
@@ -395,7 +434,7 @@ def convert(
     its image tokenizer as well:
     tokenflow convert TokenFlow-t2i FOLDER --tokenizer tokenflow_clipb_32k_enhanced.pt
     """
-    from transformers_tokenflow.commands.conversion import convert_checkpoint
+    from transformers_tokenflow.commands.conversion import WHAT, convert_checkpoint
 
     with progress_bar("writing megabytes") as advance:
         converted = convert_checkpoint(
@@ -409,9 +448,8 @@ def convert(
         )
     config = converted.config
     image = getattr(config, "tokenizer_config", config)
-    what = NAMES[config.model_type]
     say(
-        f"{folder} holds {what} of {image.image_size}-pixel pictures with a {image.semantic_config.model_type}: "
+        f"{folder} holds {WHAT[config.model_type]} of {image.image_size}-pixel pictures with a {image.semantic_config.model_type}: "
         f"{image.num_image_tokens} tokens of {image.codebook_size}, {converted.num_parameters / 1e6:,.1f} M parameters",
         console,
     )

@@ -1,0 +1,118 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""What a model says about pictures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor
+from transformers.utils import logging
+
+from ..configuration_tokenflow import TokenFlowUnderstandingConfig
+from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
+from . import CommandError, one_line
+from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+from .pictures import PictureBatch, PictureFile, find_pictures, read_batches
+
+DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-understanding"
+# Where neither the user nor the checkpoint says how long an answer may be; the pipeline's default, too.
+MAX_NEW_TOKENS = 256
+
+
+@dataclass
+class Describer:
+    """An understanding model that is ready to work."""
+
+    name: str
+    model: TokenFlowForConditionalGeneration
+    processor: Any
+
+
+def load_describer(name: str | None = None, device: str = "auto", dtype: str = "float32") -> Describer:
+    """
+    Load an understanding model and its processor.
+
+    Args:
+        name: a folder or a repository of the Hub; by default the small model of the checkout.
+        device: as torch names it, or `"auto"` for the best there is.
+        dtype: as torch names it.
+
+    Raises:
+        CommandError: there is no such model, it is no TokenFlow understanding model, its processor takes no
+            conversations, or the device can't be used.
+    """
+    logging.disable_progress_bar()
+    target = find_device(device)
+    name = name_or_default(name, DEFAULT_MODEL)
+    check_model_type(name, TokenFlowUnderstandingConfig, "understanding model")
+    model: Any = load_model(name, getattr(torch, dtype), TokenFlowForConditionalGeneration)
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+    except Exception as error:  # missing and damaged files each fail in a way of their own
+        raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
+    for attribute in ("image_token", "chat_template"):
+        if getattr(processor, attribute, None) is None:
+            raise CommandError(f"the processor of {name} takes no conversations: it has no {attribute}")
+    return Describer(name, model.to(target).eval(), processor)
+
+
+def answer_settings(
+    max_new_tokens: int | None = None, temperature: float | None = None, seed: int | None = None
+) -> dict[str, Any]:
+    """What `generate` takes of a user's wishes; the checkpoint decides the rest. A temperature of 0 draws nothing."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    settings: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if temperature is not None:
+        settings |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    return settings
+
+
+def describe_pictures(
+    sources: list[Path], describer: Describer, question: str | None, batch_size: int, **settings: Any
+) -> Iterator[tuple[dict[str, str], dict[str, str], int]]:
+    """
+    Ask the same about each of some picture files and folders of them, batch by batch.
+
+    Args:
+        sources: files and folders.
+        describer: the model.
+        question: what to ask; by default what its processor says.
+        batch_size: pictures at a time.
+        settings: of `generate`.
+
+    Returns:
+        For every batch the answers and the reasons why pictures of it can't be read, both by path, and the number of
+        all pictures.
+
+    Raises:
+        CommandError: there are no pictures, or the model refuses them or a setting.
+    """
+    processor = describer.processor
+    pictures = [PictureFile(path) for path in find_pictures(sources)]
+    if not pictures:
+        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
+    content = [{"type": "image"}, {"type": "text", "text": question or processor.default_question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    for batch in read_batches(pictures, processor.image_processor, batch_size):
+        yield answer(batch, prompt, describer, settings), batch.failures, len(pictures)
+
+
+@torch.inference_mode()
+def answer(batch: PictureBatch, prompt: str, describer: Describer, settings: dict[str, Any]) -> dict[str, str]:
+    """The answers to a prompt about each picture of a batch, by path."""
+    if not batch.pictures:
+        return {}
+    model, processor = describer.model, describer.processor
+    if model.generation_config.max_new_tokens is None:
+        settings = {"max_new_tokens": MAX_NEW_TOKENS, **settings}
+    try:
+        codes = model.model.tokenizer.encode(batch.pixel_values().to(model.device)).codes
+        inputs = processor(text=[prompt] * len(codes), image_codes=codes, return_tensors="pt").to(model.device)
+        output = model.generate(**inputs, **settings)
+    except ValueError as error:
+        raise CommandError(f"{describer.name} can't answer: {one_line(error)}") from error
+    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {picture.path: text.strip() for picture, text in zip(batch.pictures, texts, strict=True)}
