@@ -44,7 +44,11 @@ from . import CommandError, one_line
 from .settings import nest, read_settings
 from .tokenizers import make_processor
 
-
+WHAT = {
+    "tokenflow": "a tokenizer",
+    "tokenflow_text_to_image": "a generator and its tokenizer",
+    "tokenflow_understanding": "an understanding model and its tokenizer",
+}
 # Of official understanding models, by the language model: the format of conversations, the token that stands for a
 # picture, and the one that ends an answer. Vicuna has none for pictures; it is given one without an embedding.
 CONVERSATIONS = {"qwen2": ("qwen2.5", "<|image_pad|>", "<|im_end|>"), "llama": ("vicuna", "<image>", "</s>")}

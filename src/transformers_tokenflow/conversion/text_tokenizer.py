@@ -20,13 +20,14 @@ def holds_text_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def load_text_tokenizer(name: str, vocab_size: int) -> Any:
+def load_text_tokenizer(name: str, vocab_size: int, pad_token: str | None = PAD_TOKEN) -> Any:
     """
     The text tokenizer of a folder or a repository, without visual tokens, and with one for padding.
 
     Args:
         name: of the folder or the repository.
         vocab_size: of the model, which the tokenizer must keep to.
+        pad_token: is added where there is none to pad with, unless it is None.
 
     Raises:
         ValueError: there is none, or it has other tokens than text beyond the vocabulary.
@@ -47,11 +48,11 @@ def load_text_tokenizer(name: str, vocab_size: int) -> Any:
         )
     if beyond:
         tokenizer = without_tokens(tokenizer, set(beyond))
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if tokenizer.pad_token is None and pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"with {PAD_TOKEN} {name} has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}"
+            f"with {pad_token} {name} has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}"
         )
     return tokenizer
 
