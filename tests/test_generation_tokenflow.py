@@ -15,7 +15,7 @@ from tiny_models import tiny_text_to_image
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from transformers_tokenflow import TokenFlowForTextToImage
+from transformers_tokenflow import TokenFlowForTextToImage, generation_tokenflow
 from transformers_tokenflow.generation_tokenflow import left_aligned
 from transformers_tokenflow.sampling_tokenflow import make_generators, more_generators
 
@@ -391,9 +391,51 @@ def test_settings_are_saved(own: TokenFlowForTextToImage, tmp_path: Path):
     assert torch.equal(drawn_by(loaded), drawn_by(tiny_text_to_image()[0]))  # the paper's
 
 
-def test_what_pipelines_add_does_no_harm():
-    """transformers' any-to-any pipeline asks for a number of tokens."""
-    assert torch.equal(draw(max_new_tokens=256).codes, draw().codes)
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"max_new_tokens": 256, "pad_token_id": 3},  # any-to-any's
+        {"use_cache": True, "return_dict_in_generate": True, "max_length": 20, "eos_token_id": [2]},
+        {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "bad_words_ids": None},  # as ever
+    ],
+)
+def test_what_pipelines_add_does_no_harm(added: dict[str, Any]):
+    assert torch.equal(draw(**added).codes, draw().codes)
+    assert torch.equal(draw(generation_config=GenerationConfig(**added)).codes, draw().codes)
+
+
+def test_arguments_in_a_generation_config(monkeypatch: pytest.MonkeyPatch):
+    made, make_cache = [], generation_tokenflow.make_cache
+    monkeypatch.setattr(
+        generation_tokenflow, "make_cache", lambda kind, *sizes: made.append(kind) or make_cache(kind, *sizes)
+    )
+    config = GenerationConfig(cache_implementation="static", output_logits=True)
+    assert len(draw(generation_config=config).logits) == 7
+    assert draw(generation_config=config, cache_implementation="dynamic", output_logits=False).logits is None
+    assert made == ["static", "dynamic"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_beams": 4},
+        {"num_return_sequences": 2},
+        {"repetition_penalty": 1.2},
+        {"min_p": 0.1},
+        {"bad_words_ids": [[3]]},
+        {"stop_strings": ["."]},
+        {"output_scores": True},
+    ],
+)
+def test_what_texts_alone_have_is_refused(own: TokenFlowForTextToImage, asked: dict[str, Any]):
+    message = f"pictures, where {next(iter(asked))} mean nothing"
+    with pytest.raises(ValueError, match=message):
+        draw(**asked)
+    with pytest.raises(ValueError, match=message):
+        draw(generation_config=GenerationConfig(do_sample=True, **asked))
+    own.generation_config.update(**asked)
+    with pytest.raises(ValueError, match=message):
+        drawn_by(own)
 
 
 # ---- Pictures of which something is kept ----

@@ -12,14 +12,20 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_last
-from .sampling_tokenflow import Generators, Sampling, make_generators, more_generators, sample
+from .sampling_tokenflow import (
+    SETTINGS,
+    Generators,
+    Sampling,
+    make_generators,
+    more_generators,
+    refuse_other_settings,
+    sample,
+)
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Scores that a pass computes at a time (fp32: 16 MB).
 SCORES_CHUNK = 2**22
-
-SETTINGS = ("guidance_scale", "guidance_schedule", "top_k", "top_p", "temperature", "do_sample", "attend_to_refined")
 
 
 @dataclass
@@ -156,8 +162,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         best_of: int = 1,
         scorer: Scorer | None = None,
         prune_at: Sequence[int] = (),
-        cache_implementation: str = "preallocated",
-        output_logits: bool = False,
+        cache_implementation: str | None = None,
+        output_logits: bool | None = None,
         streamer: BaseStreamer | None = None,
         callback_on_scale_end: Callable[[int, torch.Tensor], None] | None = None,
         generation_config: GenerationConfig | None = None,
@@ -195,23 +201,28 @@ class NextScaleGenerationMixin(GenerationMixin):
             scorer: called with the semantic features (M, h·w, d_teacher) that the tokenizer decodes from pictures so
                 far, and the index (M,) of each one's prompt; gives (M,) scores.
             prune_at: scales (by index) after which the worse half of a picture's candidates is dropped.
-            cache_implementation: `"preallocated"`, `"dynamic"` or, for a compiled `model`, `"static"`.
+            cache_implementation: `"preallocated"`, the default, `"dynamic"` or, for a compiled `model`, `"static"`.
             output_logits: whether to return the scores of every pass.
             streamer: its `put` gets the codes (N, tokens) of every pass.
             callback_on_scale_end: called after every scale with its index and all codes so far, (N, length), which
                 `tokenizer.decode` takes.
             generation_config: settings that are not given as arguments.
+            kwargs: what transformers' pipelines add for texts, such as `max_new_tokens`, which changes nothing.
 
         Returns:
             [`NextScaleGenerationOutput`]
 
         Raises:
-            ValueError: an argument is out of range, or does not fit another.
+            ValueError: an argument is unknown or out of range, does not fit another, or is one of transformers' that
+                means nothing here, such as `num_beams`.
         """
         own = {name: value for name, value in locals().items() if name in SETTINGS and value is not None}
         config, unused = self._prepare_generation_config(generation_config, **own, **kwargs)
         if unused:
             raise ValueError(f"generate does not take {', '.join(sorted(unused))}")
+        refuse_other_settings(config)
+        output_logits = bool(config.output_logits if output_logits is None else output_logits)
+        cache_implementation = cache_implementation or config.cache_implementation or "preallocated"
         sampling = Sampling.from_config(config)
         check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
 

@@ -8,6 +8,20 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+SETTINGS = ("guidance_scale", "guidance_schedule", "top_k", "top_p", "temperature", "do_sample", "attend_to_refined")
+# Of transformers' own settings those that every picture satisfies. Pipelines and saved configurations bring them along.
+HARMLESS = (
+    "bos_token_id",
+    "eos_token_id",
+    "max_length",
+    "max_new_tokens",
+    "pad_token_id",
+    "return_dict_in_generate",
+    "use_cache",
+)
+# Arguments of `generate`, which a configuration may hold.
+ARGUMENTS = ("cache_implementation", "output_logits")
+
 
 @dataclass
 class Sampling:
@@ -62,6 +76,21 @@ class Sampling:
         if self.guidance_schedule == "constant" or num_scales == 1:
             return self.guidance_scale
         return self.guidance_scale * index / (num_scales - 1)
+
+
+def refuse_other_settings(config: GenerationConfig) -> None:
+    """
+    Raises:
+        ValueError: the configuration asks for beams, penalties, or whatever else transformers knows of texts alone.
+    """
+    known = {*SETTINGS, *HARMLESS, *ARGUMENTS, "transformers_version"}
+    defaults = config._get_default_generation_params()
+    others = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - known
+    if asked := sorted(name for name in others if getattr(config, name, None) not in (None, defaults.get(name))):
+        raise ValueError(
+            f"generate draws the scales of pictures, where {', '.join(asked)} mean nothing. For several pictures of a "
+            "prompt pass num_images_per_prompt, for the best of several best_of"
+        )
 
 
 def as_list(value: Any) -> list:
