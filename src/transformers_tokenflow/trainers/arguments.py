@@ -156,7 +156,8 @@ class UnderstandingTrainingArguments(AdapterTrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "Share, or number, of steps of warm-up (official)."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Times that the data are seen (official)."})
     max_length: int = field(
-        default=2048, metadata={"help": "Tokens of a conversation, pictures included; what is longer is cut (official)."}
+        default=2048,
+        metadata={"help": "Tokens of a conversation with pictures; what is longer is cut (official)."},
     )
     packing: bool = field(
         default=False, metadata={"help": "Put several conversations into a row of max_length, apart from each other."}

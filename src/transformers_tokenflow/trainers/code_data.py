@@ -92,27 +92,19 @@ class CodeDataset(SeededDataset):
         return {"prompt": self.captions(self.texts[index], self.generator(index)), "codes": self.codes[index]}
 
 
-def read_codes(dataset: datasets.Dataset, config: TokenFlowConfig, optional: bool = False) -> np.ndarray:
-    """
-    The column `codes` as one array (N, L), checked, int16 where the codebook allows.
-
-    Args:
-        dataset: with that column.
-        config: of the tokenizer that they must come from.
-        optional: whether rows may have none, which are -1 then.
-    """
+def read_codes(dataset: datasets.Dataset, config: TokenFlowConfig) -> np.ndarray:
+    """The column `codes` as one array (N, L), checked, int16 where the codebook allows."""
     dtype = np.int16 if config.codebook_size <= 2**15 else np.int32
-    codes = np.full((len(dataset), config.num_image_tokens), -1, dtype)
-    allowed = {config.num_image_tokens, 0} if optional else {config.num_image_tokens}
+    codes = np.empty((len(dataset), config.num_image_tokens), dtype)
     start = 0
     for batch in dataset.select_columns("codes").with_format("arrow").iter(10_000):
         column = batch["codes"].combine_chunks()
-        lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        if not allowed.issuperset(found := np.unique(lengths).tolist()):
-            raise ValueError(f"expected {config.num_image_tokens} codes in every row; got {found}")
+        lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+        if lengths.tolist() != [config.num_image_tokens]:
+            raise ValueError(f"expected {config.num_image_tokens} codes in every row; got {lengths.tolist()}")
         values = column.flatten().to_numpy(zero_copy_only=False)
         check_codes(values, config)
-        codes[start : start + len(column)][lengths > 0] = values.reshape(-1, config.num_image_tokens)
+        codes[start : start + len(column)] = values.reshape(len(column), -1)
         start += len(column)
     return codes
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Reconstructions: how close they are, and where they can be looked at."""
+"""Reconstructions: how close they are; and where pictures and texts can be looked at."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,10 +8,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 from transformers import TrainerCallback
 
-
-def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of pictures (B, 3, H, W) in [0, 1] -> (B,)"""
-    return -10 * (prediction - target).square().flatten(1).mean(dim=1).log10()
+from ..evaluation.measures import psnr
 
 
 def mean_psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -41,3 +38,12 @@ def log_picture(
             tracker = getattr(callback, library, None)
             if tracker is not None and callback._initialized:
                 tracker.log({name: tracker.Image(str(path)), "train/global_step": step})
+
+
+def log_text(name: str, text: str, step: int, folder: Path, callbacks: Iterable[TrainerCallback] = ()) -> None:
+    """Write a text as a file, and to TensorBoard if it is among Trainer's callbacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}-{step}.txt").write_text(f"{text}\n", encoding="utf-8")
+    for callback in callbacks:
+        if getattr(callback, "tb_writer", None) is not None:
+            callback.tb_writer.add_text(name, text, step)

@@ -14,12 +14,18 @@ from transformers.utils import logging
 from ..configuration_tokenflow import TokenFlowConfig
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
-from .arguments import CommonTrainingArguments, TextToImageTrainingArguments, TokenFlowTrainingArguments
+from .arguments import (
+    CommonTrainingArguments,
+    TextToImageTrainingArguments,
+    TokenFlowTrainingArguments,
+    UnderstandingTrainingArguments,
+)
 from .base import BaseTrainer
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
 from .text_to_image_recipe import make_text_to_image_trainer
 from .tokenizer import TokenFlowTrainer
+from .understanding_recipe import make_understanding_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -157,6 +163,7 @@ def make_tokenizer_trainer(recipe: dict[str, Any], args: TokenFlowTrainingArgume
 MAKERS: dict[str, tuple[Callable[[dict[str, Any], Any], BaseTrainer], type[CommonTrainingArguments]]] = {
     "tokenizer": (make_tokenizer_trainer, TokenFlowTrainingArguments),
     "text-to-image": (make_text_to_image_trainer, TextToImageTrainingArguments),
+    "understanding": (make_understanding_trainer, UnderstandingTrainingArguments),
 }
 
 

@@ -1,0 +1,248 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Training of the understanding model: cross-entropy on answers, as LLaVA is trained (paper §3.2)."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+
+from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
+from .arguments import UnderstandingTrainingArguments
+from .base import BaseTrainer
+from .conversation_data import IGNORED, PICTURES, ConversationCollator, ConversationDataset, conversations
+from .packing import PackedDataset
+from .parameters import add_adapters, select_trainable, trained_parameters
+from .pictures import log_text
+
+MAX_ANSWER_TOKENS = 64
+
+
+class UnderstandingTrainer(BaseTrainer):
+    """
+    Trains a [`TokenFlowForConditionalGeneration`] on conversations about pictures, or about none.
+
+    The loss is the mean over the tokens of all answers in a step, on however many devices. The image tokenizer stays
+    frozen. Averaged weights, if there are any, are those of trained parameters alone, and part of every checkpoint.
+
+    Args:
+        model: the understanding model.
+        args: [`UnderstandingTrainingArguments`].
+        train_dataset, eval_dataset: `datasets` of rows as [`conversations`] takes them; or anything whose examples have
+            `input_ids` and `labels` (T,) and, of pictures, `image_codes` (n, L) or `pixel_values` (n, 3, H, H).
+        processing_class: the processor, with a chat template that marks answers.
+        kwargs: of `transformers.Trainer`.
+
+    Raises:
+        ValueError: there is no processor, a setting names a part that the model does not have, or a dataset does not
+            fit the model.
+        ImportError: adapters are asked for, and peft is not installed.
+    """
+
+    def __init__(
+        self,
+        model: TokenFlowForConditionalGeneration,
+        args: UnderstandingTrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if processing_class is None:
+            raise ValueError("UnderstandingTrainer needs processing_class, the processor with the chat template")
+        trained: nn.Module = model
+        if args.lora_rank > 0:
+            trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        select_trainable(trained, args.trainable_parts)
+
+        def examples(dataset: Any) -> Any:
+            if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+                return dataset
+            return conversations(
+                dataset, processing_class, model.config, args.max_length, args.turns_per_conversation, args.seed
+            )
+
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: examples(part) for name, part in eval_dataset.items()}
+        train_dataset = examples(train_dataset)
+        if args.packing:
+            train_dataset = pack_dataset(train_dataset, model, args)
+        kwargs.setdefault("data_collator", ConversationCollator(processing_class.tokenizer.pad_token_id))
+        super().__init__(
+            model=trained,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=examples(eval_dataset),
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    def averaged_part(self) -> nn.Module:
+        """The trained parameters: the frozen tokenizer would cost memory and time."""
+        return trained_parameters(self.accelerator.unwrap_model(self.model))
+
+    def bare_model(self) -> Any:
+        """The model without what wraps it for distributed training or as adapters."""
+        return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        """Trainer's; lengths, where they are known, are not measured by reading everything."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = getattr(dataset, "lengths", None)
+        if lengths is None or self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+
+    # ---- A step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The mean cross-entropy of answers' tokens, over the whole step where their number is given."""
+        logits, targets = self.answer_logits(model, inputs)
+        losses = self.token_losses(logits, targets, self.args.label_smoothing_factor)
+        if model.training and self.is_measured():
+            is_right = (logits.argmax(dim=-1) == targets).sum()
+            self.record({"token_accuracy": is_right / (targets != IGNORED).sum().clamp(min=1)})
+        if num_items_in_batch is None:
+            loss = losses.sum() / (targets != IGNORED).sum().clamp(min=1)
+        else:
+            # Every device's loss is divided by the tokens of all, and their gradients are averaged afterwards.
+            devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = devices * losses.sum() / num_items_in_batch
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def answer_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Scores where a token of an answer comes next in any row, (B, K, V), and these tokens, (B, K), or -100.
+
+        That spares the scores at pictures and questions, whose number is that of the vocabulary each.
+        """
+        targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        kept = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
+        with self.accelerator.autocast():
+            logits = model(**self.model_inputs(inputs), logits_to_keep=kept, use_cache=False).logits
+        return logits, targets[:, kept]
+
+    def model_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Inputs without labels, and codes in place of pictures.
+
+        Encoding is no part of mixed precision, so that codes are those that `tokenflow encode` writes.
+        """
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        if "pixel_values" in inputs:
+            with torch.no_grad():
+                inputs["image_codes"] = self.bare_model().model.tokenizer.encode(inputs.pop("pixel_values")).codes
+        return inputs
+
+    @staticmethod
+    def token_losses(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy of each token, 0 where there is none to predict: (B, K, V), (B, K) -> (B, K)"""
+        return F.cross_entropy(
+            logits.float().transpose(1, 2),
+            targets,
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+
+    # ---- Evaluation ----
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """
+        `loss` and `token_accuracy`, means over the tokens of answers, and `answer_accuracy`, the share of conversations
+        all of whose answers' tokens are predicted right; with averaged weights. Some answers are logged.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        with self.averaged_weights():
+            for batch in dataloader:
+                values = self.accelerator.gather_for_metrics(self.measure(model, self._prepare_inputs(batch)))
+                count += len(values["tokens"])
+                for name, value in values.items():
+                    sums[name] += value.sum().item()
+            self._log_answers(dataloader.dataset, metric_key_prefix)
+        if count == 0:
+            raise ValueError("nothing to evaluate: dataloader_drop_last leaves no batch of this dataset")
+        metrics = {
+            f"{metric_key_prefix}_loss": sums["loss"] / sums["tokens"],
+            f"{metric_key_prefix}_token_accuracy": sums["right"] / sums["tokens"],
+            f"{metric_key_prefix}_answer_accuracy": sums["all_right"] / count,
+        }
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def measure(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of each conversation (B,): the sum of losses, how many tokens there are, how many right, whether all."""
+        logits, targets = self.answer_logits(model, inputs)
+        is_target, is_right = targets != IGNORED, logits.argmax(dim=-1) == targets
+        return {
+            "loss": self.token_losses(logits, targets).sum(dim=1),
+            "tokens": is_target.sum(dim=1),
+            "right": is_right.sum(dim=1),
+            "all_right": (is_right | ~is_target).all(dim=1),
+        }
+
+    def _log_answers(self, dataset: Any, prefix: str) -> None:
+        """Log what the model answers to the first questions of the first conversations."""
+        if self.args.logged_answers > 0 and self.is_world_process_zero() and hasattr(dataset, "__getitem__"):
+            count = min(self.args.logged_answers, len(dataset))
+            lines = [self.answer(dataset[index]) for index in range(count)]
+            folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks
+            log_text(prefix, "\n".join(lines), self.state.global_step, folder, callbacks)
+
+    @torch.no_grad()
+    def answer(self, example: dict[str, Any]) -> str:
+        """A conversation's first question, what the model as it is says most likely, and what would be right."""
+        model, tokenizer = self.bare_model(), self.processing_class.tokenizer
+        labels = torch.as_tensor(example["labels"])
+        is_answer = (labels != IGNORED).tolist()
+        start = is_answer.index(True)
+        end = is_answer.index(False, start) if False in is_answer[start:] else len(is_answer)
+        prompt = {name: example[name][:start] for name in ("input_ids", "labels")}
+        is_place = torch.as_tensor(prompt["input_ids"]) == model.config.image_token_id
+        count = int(is_place.sum()) // model.config.num_image_features
+        pictures = {name: example[name][:count] for name in PICTURES if count and example.get(name) is not None}
+        batch = self.data_collator([prompt | pictures])
+        inputs = self.model_inputs(self._prepare_inputs(batch))
+        with self.accelerator.autocast():
+            ids = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)[0, start:]
+        text = inputs["input_ids"][0, :start][~is_place.to(ids.device)]
+        parts = (tokenizer.decode(part, skip_special_tokens=True) for part in (text, ids, labels[start:end]))
+        return "{} → {} ({})".format(*(" ".join(part.split()) for part in parts))
+
+
+def pack_dataset(dataset: Any, model: Any, args: UnderstandingTrainingArguments) -> PackedDataset:
+    """
+    Conversations put together in rows of `args.max_length`.
+
+    Raises:
+        ValueError: their lengths are not known beforehand, or the model's attention would not keep them apart.
+    """
+    if not isinstance(dataset, ConversationDataset):
+        raise ValueError("packing needs to know how long conversations are: not those of a stream, nor drawn questions")
+    attention = model.config.text_config._attn_implementation or ""
+    if "flash" in attention and args.per_device_train_batch_size > 1:
+        raise ValueError(
+            f"with {attention} packed conversations are kept apart in rows alone: set per_device_train_batch_size to 1"
+        )
+    return PackedDataset(dataset, args.max_length)
