@@ -191,12 +191,16 @@ def step_of(checkpoint: str | Path) -> int:
 
 
 def train(recipe: dict[str, Any]) -> BaseTrainer:
+    """Run a recipe, see `run`."""
+    return run(make_trainer(recipe))
+
+
+def run(trainer: BaseTrainer) -> BaseTrainer:
     """
-    Run a recipe, from its last checkpoint if there is one, and save the model to its output folder.
+    Train from the last checkpoint in the output folder, if there is one, and save the model there.
 
     A run that has made all its steps is only evaluated and saved again.
     """
-    trainer = make_trainer(recipe)
     checkpoint = last_checkpoint(trainer.args.output_dir)
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps > 0:
         logger.warning(f"{checkpoint} is the run's last step: nothing is left to train")
