@@ -18,7 +18,7 @@ from training.prepare_questions import (
     SPLITS,
     VERSIONS,
     can_be_mirrored,
-    encode_splits,
+    encode_split,
     main,
     make_chat_tokenizer,
     make_rows,
@@ -36,6 +36,7 @@ from training.questions import (
     write_questions,
 )
 from transformers_tokenflow import TokenFlowImageProcessor
+from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
 AMOUNTS = Amounts(name=3, yes_no=4, other=1)
 APPLE = Emoji("red apple", "red apple", "food-drink", "noto", ["red", "green"])
@@ -242,7 +243,8 @@ def test_everything_is_written_and_other_tokenizers_encode_the_same(tmp_path, mo
     assert len(pq.read_table(tmp_path / "out" / "heldout_pairs.parquet")) == 2
     vocabulary = AutoTokenizer.from_pretrained(tmp_path / "out" / "text-tokenizer").get_vocab()
     assert {"owl", "fox", "animals", *MARKERS} <= vocabulary.keys()
-    encode_splits(tmp_path / "out", tmp_path / "other", str(tmp_path / "tokenizer-1"))
-    other = pq.read_table(tmp_path / "other" / "train.parquet").to_pylist()
+    pictures, codes = tmp_path / "out" / "pictures" / "train.parquet", tmp_path / "other.parquet"
+    encode_split(pictures, codes, load_tokenizer(str(tmp_path / "tokenizer-1"), "cpu"))
+    other = pq.read_table(codes).to_pylist()
     assert [row["questions"] for row in other] == [row["questions"] for row in tables[0]]
     assert [row["codes"] for row in other] != [row["codes"] for row in tables[0]]

@@ -3,7 +3,7 @@
     python -m training.prepare_questions --tokenizer hub_cards/tokenflow-tiny
 
 It reads `data/tiny` (see `training.prepare_emoji`) and writes of every split `pictures/SPLIT.parquet`, pictures with
-questions about them, and `SPLIT.parquet`, the same with codes in place of pictures; `encode_splits` does the latter for
+questions about them, and `SPLIT.parquet`, the same with codes in place of pictures; `encode_split` does the latter for
 any other tokenizer. Training pictures are there in five versions, as they are and a little changed; of the skin-tone
 variants of a name in a style one is, the others only as they are. Held-out pictures are there once, with one wording
 of every kind of question. The text tokenizer, of the words of names and questions, is saved to `text-tokenizer`.
@@ -30,7 +30,7 @@ from training.prepare_emoji import STYLES
 from training.prepare_photos import encode_png
 from training.questions import Amounts, Emoji, NamePool, write_questions
 from transformers_tokenflow.commands.encoding import encode_pictures
-from transformers_tokenflow.commands.tokenizers import load_tokenizer
+from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "heldout_pairs", "heldout_names")
 VERSIONS = 5
@@ -122,21 +122,16 @@ def write_pictures(rows: Dataset, split: str, path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
 
 
-def encode_splits(data: Path, output: Path, tokenizer: str) -> None:
+def encode_split(pictures: Path, codes: Path, tokenizer: Tokenizer) -> None:
     """
-    Writes the codes of all pictures, in place of former ones.
+    Writes the codes of pictures, of those that are not there yet.
 
     Args:
-        data: the folder that `main` wrote.
-        output: a folder, that very one or another.
-        tokenizer: folder or repository of an image tokenizer.
+        pictures: what `write_pictures` wrote.
+        codes: the same with codes in place of pictures.
+        tokenizer: any; see `load_tokenizer`.
     """
-    model = load_tokenizer(tokenizer, "cpu")
-    output.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        codes = output / f"{split}.parquet"
-        codes.unlink(missing_ok=True)
-        encode_pictures([data / "pictures" / f"{split}.parquet"], codes, model, BATCH_SIZE, keep=KEPT)
+    encode_pictures([pictures], codes, tokenizer, BATCH_SIZE, keep=KEPT)
 
 
 def make_chat_tokenizer(texts: list[str], vocabulary_size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
@@ -168,7 +163,7 @@ def main(
     output: Path = Path("data/tiny-questions"),
     tokenizer: str = "hub_cards/tokenflow-tiny",
 ) -> None:
-    """Writes pictures of DATA with questions, and their codes by the tokenizer, to OUTPUT."""
+    """Writes pictures of DATA with questions to OUTPUT, and their codes by the tokenizer in place of former ones."""
     for split in SPLITS:
         path = output / "pictures" / f"{split}.parquet"
         write_pictures(only_emoji(load_dataset(str(data), split=split)), split, path)
@@ -176,7 +171,11 @@ def main(
         typer.echo(f"{path}: {pq.read_metadata(path).num_rows} pictures, questions: {dict(kinds)}")
     texts = read_texts(output / "pictures" / "train.parquet")
     make_chat_tokenizer(texts).save_pretrained(output / "text-tokenizer")
-    encode_splits(output, output, tokenizer)
+    model = load_tokenizer(tokenizer, "cpu")
+    for split in SPLITS:
+        codes = output / f"{split}.parquet"
+        codes.unlink(missing_ok=True)
+        encode_split(output / "pictures" / f"{split}.parquet", codes, model)
 
 
 if __name__ == "__main__":
