@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import open_clip
 import torch
 import typer
 from datasets import Dataset, load_dataset
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor
+from torch.nn import functional as F
 
-import transformers_tokenflow  # noqa: F401  (registers the Auto classes)
-from training.evaluate_teacher import image_features, text_features
+from training.evaluate_teacher import image_features
 from training.prepare_sources import hash_fraction
 from training.train_teacher import EMOJI_STYLES, as_input
+from transformers_tokenflow.commands.generation import load_painter
+from transformers_tokenflow.evaluation.generation import agreement, draw, embed_texts
 from transformers_tokenflow.scoring import OpenClipScorer
 
 TEACHER = "hub_cards/tokenflow-tiny-teacher"
@@ -52,11 +52,9 @@ class Judge:
     """The small CLIP: says how often a picture's own name is the nearest of a hundred."""
 
     def __init__(self, teacher: str, names: list[str]) -> None:
-        self.model, *_ = open_clip.create_model_and_transforms(f"local-dir:{teacher}")
-        self.model.eval()
-        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{teacher}")
+        self.scorer = OpenClipScorer(teacher)
         self.positions = {name: index for index, name in enumerate(names)}
-        self.texts = text_features(self.model, self.tokenizer, names)
+        self.texts = embed_texts(self.scorer, names)
 
     def candidates(self, name: str) -> list[int]:
         """A name's own index, then 99 others, drawn by the name."""
@@ -73,41 +71,34 @@ class Judge:
         Returns:
             Share of pictures whose own name is the nearest, and the mean cosine to it.
         """
-        texts = self.texts[torch.tensor([self.candidates(name) for name in names])]
-        cosines = torch.einsum("nd,ncd->nc", features, texts)
-        hits = (cosines.argmax(dim=1) == 0).float()
-        return {"accuracy": round(hits.mean().item(), 4), "cosine": round(cosines[:, 0].mean().item(), 4)}
+        candidates = torch.tensor([self.candidates(name) for name in names])
+        is_nearest, cosines = agreement(features, self.texts, candidates)
+        return {"accuracy": round(is_nearest.float().mean().item(), 4), "cosine": round(cosines.mean().item(), 4)}
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, 64, 64) in [-1, 1] -> (N, D), normalised."""
-        with torch.no_grad():
-            batches = pixel_values.clamp(-1, 1).split(256)
-            return torch.cat([self.model.encode_image(batch, normalize=True) for batch in batches])
+        return F.normalize(torch.cat([self.scorer.embed_pictures(part) for part in pixel_values.split(256)]), dim=-1)
+
+    def embed_rows(self, rows: Dataset) -> Tensor:
+        """Pictures of 64 × 64 pixels in a dataset -> (N, D), normalised."""
+        return image_features(self.scorer.model, rows)
 
 
 class Painter:
     """The generator and its processor."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.pipeline = load_painter(str(folder), "cpu")
+        self.model, self.processor = self.pipeline.model, self.pipeline.processor
         self.batch_size = batch_size
 
     @torch.no_grad()
     def paint(self, prompts: Sequence[str], seed: int, **options: Any) -> Tensor:
         """One picture per prompt, (N, 3, 64, 64); prompt i is drawn with the seed `seed + i`, whatever the batch."""
-        negative = self.processor(text=[self.processor.negative_prompt], return_tensors="pt")
-        pictures = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = list(prompts[start : start + self.batch_size])
-            output = self.model.generate(
-                **self.processor(text=part, return_tensors="pt"),
-                negative_prompt_ids=negative.input_ids,
-                seed=[seed + start + offset for offset in range(len(part))],
-                **(options | ({"scorer": options["scorer"](part)} if "scorer" in options else {})),
-            )
-            pictures.append(self.model.tokenizer.decode(output.codes).pixel_values.clamp(-1, 1))
-        return torch.cat(pictures)
+        seeds = range(seed, seed + len(prompts))
+        codes = torch.stack(list(draw(self.pipeline, prompts, seeds, self.batch_size, "latent", **options)))
+        decoded = [self.model.tokenizer.decode(part).pixel_values for part in codes.split(self.batch_size)]
+        return torch.cat(decoded).clamp(-1, 1)
 
 
 def over_seeds(painter: Painter, judge: Judge, names: list[str], num_seeds: int, **options: Any) -> dict[str, Any]:
@@ -127,7 +118,7 @@ def over_seeds(painter: Painter, judge: Judge, names: list[str], num_seeds: int,
 def real_pictures(judge: Judge, rows: Dataset, names: list[str]) -> dict[str, float]:
     """The same for the real pictures of the names, in all styles."""
     chosen = rows.filter(lambda batch: [name in set(names) for name in batch], batched=True, input_columns="name")
-    return judge.judge(image_features(judge.model, chosen), chosen["name"])
+    return judge.judge(judge.embed_rows(chosen), chosen["name"])
 
 
 def nearest_distances(pictures: Tensor, known: Tensor) -> Tensor:
@@ -176,7 +167,7 @@ def measure(
         "heldout_pairs": {
             "pictures": len(pairs),
             "generated": judge.judge(judge.embed(painter.paint(prompts, seed=0)), pairs["name"]),
-            "real": judge.judge(image_features(judge.model, pairs), pairs["name"]),
+            "real": judge.judge(judge.embed_rows(pairs), pairs["name"]),
         },
         "nearest_neighbours": copies(painter, names, splits["train"], splits["heldout_pairs"]),
     }
@@ -184,22 +175,14 @@ def measure(
     return results
 
 
-def best_of(painter: Painter, judge: Judge, names: list[str], teacher: str) -> dict[str, Any]:
+def best_of(painter: Painter, judge: Judge, names: list[str]) -> dict[str, Any]:
     """What choosing among four candidates by the semantic half of their codes gains, and what pruning early costs."""
-    scorer = OpenClipScorer(f"local-dir:{teacher}")
-
-    def bind(prompts: list[str]) -> Any:
-        return lambda features, index: scorer(features, [prompts[row] for row in index.tolist()])
-
-    options: dict[str, dict[str, Any]] = {
-        "best_of_4": {"best_of": 4, "scorer": bind},
-        "best_of_4_pruned": {
-            "best_of": 4,
-            "scorer": bind,
-            "prune_at": [len(painter.model.tokenizer.config.scales) // 2],
-        },
+    options: dict[str, Any] = {"best_of": 4, "scorer": judge.scorer}
+    half = len(painter.model.tokenizer.config.scales) // 2
+    return {
+        "best_of_4": over_seeds(painter, judge, names, 1, **options),
+        "best_of_4_pruned": over_seeds(painter, judge, names, 1, prune_at=[half], **options),
     }
-    return {label: over_seeds(painter, judge, names, 1, **option) for label, option in options.items()}
 
 
 def main(
@@ -219,7 +202,7 @@ def main(
     judge, painter = Judge(teacher, names), Painter(folder, batch_size)
     results = measure(painter, judge, splits, 1 if quick else seeds, [ONE_PASS] if quick else list(SAMPLINGS))
     if not quick:
-        results["choosing"] = best_of(painter, judge, choose_names(splits["train"]["name"], NUM_PROMPTS), teacher)
+        results["choosing"] = best_of(painter, judge, choose_names(splits["train"]["name"], NUM_PROMPTS))
         (output or folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     typer.echo(json.dumps(results, indent=2))
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from training.retrieval import cross_style_retrieval_accuracy
 from transformers_tokenflow import TokenFlowModel
+from transformers_tokenflow.evaluation.measures import CodebookUse
+from transformers_tokenflow.evaluation.reconstruction import reconstruct
 from transformers_tokenflow.trainers.data import PictureTransform
 from transformers_tokenflow.trainers.teachers import Teacher, load_teacher
-from transformers_tokenflow.trainers.tokenizer import mean_psnr
 
 EMOJI_STYLES = ("noto", "openmoji", "twemoji")
 # Pictures that come inside scikit-image's package; its others would be downloaded.
@@ -40,19 +41,15 @@ def to_pixels(pictures: list[Image.Image], size: int) -> Tensor:
     return torch.stack([transform(picture, None) for picture in pictures])
 
 
-@torch.no_grad()
-def reconstruct(model: TokenFlowModel, pixel_values: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
+def measure_split(model: TokenFlowModel, pixel_values: Tensor) -> dict[str, Tensor | None]:
     """Codes, PSNR per picture, and mean decoded semantic features of (N, 3, H, H)."""
-    codes, psnr, features = [], [], []
-    for batch in pixel_values.split(batch_size):
-        encoded = model.encode(batch)
-        decoded = model.decode(encoded.codes)
-        real, fake = ((part.clamp(-1, 1) + 1) / 2 for part in (batch, decoded.pixel_values))
-        codes.append(encoded.codes)
-        psnr += [mean_psnr(a[None], b[None]) for a, b in zip(fake, real, strict=True)]
-        if decoded.semantic_features is not None:
-            features.append(decoded.semantic_features.mean(dim=1))
-    return {"codes": torch.cat(codes), "psnr": torch.stack(psnr), "features": torch.cat(features) if features else None}
+    outputs = list(reconstruct(model, pixel_values))
+    features = [output.semantic_features.mean(dim=1) for output in outputs if output.semantic_features is not None]
+    return {
+        "codes": torch.cat([output.codes for output in outputs]),
+        "psnr": torch.cat([output.psnr() for output in outputs]),
+        "features": torch.cat(features) if features else None,
+    }
 
 
 @torch.no_grad()
@@ -70,19 +67,20 @@ def measure(model: TokenFlowModel, teacher: Teacher, splits: dict[str, Dataset])
     """Every number of the card."""
     size = model.config.image_size
     pixels = {name: to_pixels(rows["image"], size) for name, rows in splits.items()}
-    outputs = {name: reconstruct(model, batch) for name, batch in pixels.items()}
+    outputs = {name: measure_split(model, batch) for name, batch in pixels.items()}
     photos = sample_photos()
-    photo_psnr = reconstruct(model, to_pixels(list(photos.values()), size))["psnr"]
+    photo_psnr = measure_split(model, to_pixels(list(photos.values()), size))["psnr"]
     codes = torch.cat([output["codes"] for output in outputs.values()])
+    use = CodebookUse(model.config.scales, model.config.codebook_size)
+    use.update(model.quantizer.split_codes(codes))
     results = {
         "psnr": {name: round(output["psnr"].mean().item(), 2) for name, output in outputs.items()},
         "psnr_sample_photos": {"mean": round(photo_psnr.mean().item(), 2)}
         | {name: round(value.item(), 2) for name, value in zip(photos, photo_psnr, strict=True)},
         "validation_pictures": len(codes),
-        "codebook_utilization": round(len(codes.unique()) / model.config.codebook_size, 4),
+        "codebook_utilization": round(use.utilization(), 4),
         "codebook_utilization_per_scale": {
-            scale: round(len(part.unique()) / min(part.numel(), model.config.codebook_size), 4)
-            for scale, part in zip(model.config.scales, model.quantizer.split_codes(codes), strict=True)
+            scale: round(share, 4) for scale, share in use.utilization_per_scale().items()
         },
     }
     decoded = outputs["heldout_names"]["features"]

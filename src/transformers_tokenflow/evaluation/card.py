@@ -69,7 +69,7 @@ def update_card(folder: Path, report: dict[str, Any]) -> list[Path]:
     card.save(path)
     written = [path]
     if entries := hub_entries(report):
-        target = folder / RESULTS_FOLDER / f"{entries[0].dataset_id.replace('/', '--')}.yaml"
+        target = folder / RESULTS_FOLDER / f"{results_name(report['description'])}.yaml"
         target.parent.mkdir(exist_ok=True)
         target.write_text(yaml.safe_dump(entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
         written.append(target)
@@ -109,6 +109,13 @@ def metric_name(metric: str, report: dict[str, Any]) -> str:
     networks = report["description"]["settings"].get("networks", {})
     network = networks.get("clip" if metric.startswith("clip_") else metric)
     return f"{NAMES[metric]} ({network})" if network else NAMES[metric]
+
+
+def results_name(description: dict[str, Any]) -> str:
+    """A file's name for the results of an evaluation on some data."""
+    data = description["data"]
+    names = [description["evaluation"], data["dataset"], data.get("config"), data.get("split")]
+    return "-".join(name.replace("/", "-") for name in names if name)
 
 
 def hub_entries(report: dict[str, Any]) -> list[EvalResultEntry]:

@@ -151,11 +151,17 @@ def circumstances(state: PartialState) -> dict[str, Any]:
     """When, where and by which command."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([program_name(), *sys.argv[1:]]),
         "processes": state.num_processes,
         "device": str(state.device),
         "versions": versions(),
     }
+
+
+def program_name() -> str:
+    """What was started: the command line, whose script has another name than its command, or any other."""
+    name = Path(sys.argv[0]).name
+    return "tokenflow" if name == "cli.py" else name
 
 
 def records_path(output: Path) -> Path:
