@@ -33,11 +33,13 @@ PACKAGE = CHECKOUT / "src" / "transformers_tokenflow"
 CARDS = [path.parent for path in sorted(CHECKOUT.glob("hub_cards/*/modeling_tokenflow.py"))]
 MODULES = {
     "autoencoder_tokenflow.py",
+    "card_tokenflow.py",
     "configuration_tokenflow.py",
     "image_processing_pil_tokenflow.py",
     "image_processing_tokenflow.py",
     "image_reading_tokenflow.py",
     "modeling_tokenflow.py",
+    "push_tokenflow.py",
     "quantization_tokenflow.py",
     "semantic_tokenflow.py",
 }
@@ -48,6 +50,7 @@ GENERATOR_MODULES = MODULES | {
     "modeling_tokenflow_text_to_image.py",
     "pipeline_tokenflow.py",
     "processing_tokenflow.py",
+    "projector_tokenflow.py",
     "sampling_tokenflow.py",
 }
 DIFFUSERS_MODULE = "pipeline_tokenflow_diffusers.py"

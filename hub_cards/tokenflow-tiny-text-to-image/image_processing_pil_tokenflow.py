@@ -25,6 +25,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_reading_tokenflow import WHITE_BYTE, open_picture, picture_to_tensor, white_value
+from .push_tokenflow import TokenFlowPushMixin
 
 if TYPE_CHECKING:
     # Never run, but transformers copies the modules named in relative imports: saving this processor as remote code
@@ -70,7 +71,7 @@ def resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return max(round(height * scale), shortest), max(round(width * scale), shortest)
 
 
-class TokenFlowImageProcessorMixin(BaseImageProcessor):
+class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
     r"""What TokenFlow's two image processors have in common: every option, the order of the steps, the way back.
 
     A picture (PIL of any mode, array, tensor, path or URL; alone, in lists or in batches) is turned upright by its EXIF

@@ -5,13 +5,15 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.pipelines.base import Pipeline
 
+from .push_tokenflow import PUSH_ARGUMENTS
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-HUB_ARGUMENTS = ("commit_message", "private", "push_to_hub", "repo_id", "token")
 
 
 @dataclass
@@ -181,16 +183,30 @@ class TextToImagePipeline(Pipeline):
             pixel_values = self._decode(codes.to(self.model.device))
         return self.processor.postprocess(pixel_values, output_type=output_type)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
         Save model and processor, with their code and this pipeline's.
 
         Args:
             save_directory: the folder.
-            kwargs: of the model's `save_pretrained`; those about the Hub are the processor's, too.
+            push_to_hub: whether to upload it as well, to `repo_id`, or a repository of the folder's name.
+            kwargs: of the model's `save_pretrained` and of `push_to_hub`.
         """
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS})
+        options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+
+        def save(folder: str | os.PathLike) -> None:
+            self.model.save_pretrained(folder, **kwargs)
+            self.processor.save_pretrained(folder)
+
+        if push_to_hub:
+            repo_id = options.pop("repo_id", None) or Path(save_directory).resolve().name
+            self.model.push_saved(save, repo_id, save_directory, **options)
+        else:
+            save(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload model, processor, their code and a card; see the model's `push_to_hub`."""
+        return self.model.push_saved(self.save_pretrained, repo_id, **kwargs)
 
 
 def make_requests(

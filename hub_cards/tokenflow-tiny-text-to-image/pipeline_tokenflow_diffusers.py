@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The diffusers pipeline. As diffusers copies this file alone out of a folder, it imports no other of this package."""
 
+import functools
 import json
 import os
 import shutil
@@ -263,11 +264,34 @@ class TokenFlowPipeline(DiffusionPipeline):
             kwargs: of `push_to_hub`: `repo_id`, `private`, `token`, `commit_message`, `create_pr`.
         """
         shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(save_directory, variant=variant, **shards)
-        self.processor.save_pretrained(save_directory)
-        self.save_config(save_directory)
+
+        def save(folder: str | os.PathLike) -> None:
+            self.model.save_pretrained(folder, variant=variant, **shards)
+            self.processor.save_pretrained(folder)
+            self.save_config(folder)
+
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), variant=variant, **kwargs)
+            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).resolve().name
+            self.model.push_saved(save, repo_id, save_directory, **kwargs)
+        else:
+            save(save_directory)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, safe_serialization: bool = True, variant: str | None = None, **kwargs: Any
+    ) -> str:
+        """
+        Upload model, processor, what leads diffusers to them, and a card, which says so of the model.
+
+        Args:
+            repo_id: is made, if it is not there.
+            safe_serialization: has no effect, as in `save_pretrained`.
+            variant: part of the names of the weights' files.
+            kwargs: `private`, `token`, `commit_message`, `create_pr`, ..., as the model's `push_to_hub` takes them.
+
+        Returns:
+            The address of the commit.
+        """
+        return str(self.model.push_saved(functools.partial(self.save_pretrained, variant=variant), repo_id, **kwargs))
 
     def save_config(self, save_directory: str | os.PathLike, **_: Any) -> None:
         """Write `model_index.json` and this file into a folder of transformers: diffusers can then load it, too."""

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .autoencoder_tokenflow import TokenFlowPixelDecoder, TokenFlowPixelEncoder
 from .configuration_tokenflow import TokenFlowConfig
+from .push_tokenflow import TokenFlowPushMixin
 from .quantization_tokenflow import TokenFlowCodebook, TokenFlowQuantizer, TokenFlowQuantizerOutput
 from .semantic_tokenflow import TokenFlowSemanticDecoder, TokenFlowSemanticEncoder
 
@@ -81,7 +82,7 @@ class TokenFlowOutput(ModelOutput):
     semantic_loss: torch.Tensor | None = None
 
 
-class TokenFlowPreTrainedModel(PreTrainedModel):
+class TokenFlowPreTrainedModel(TokenFlowPushMixin, PreTrainedModel):
     """What transformers needs to know of the image tokenizer: initialisation, attention, precision, placement."""
 
     config_class = TokenFlowConfig

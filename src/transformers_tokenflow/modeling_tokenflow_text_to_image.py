@@ -31,6 +31,7 @@ from .configuration_tokenflow import TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
+from .push_tokenflow import TokenFlowPushMixin
 
 if TYPE_CHECKING:
     # Never run, but transformers copies the modules named in relative imports: the saved configuration names this one.
@@ -112,7 +113,7 @@ class TokenFlowTextToImageDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.post_attention_layernorm(self.mlp(hidden_states))
 
 
-class TokenFlowTextToImagePreTrainedModel(PreTrainedModel):
+class TokenFlowTextToImagePreTrainedModel(TokenFlowPushMixin, PreTrainedModel):
     """What transformers needs to know of the generator: initialisation, attention, precision, placement."""
 
     config_class = TokenFlowTextToImageConfig

@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tokenflow import TokenFlowUnderstandingConfig
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
+from .push_tokenflow import TokenFlowPushMixin
 
 
 @dataclass
@@ -61,7 +62,7 @@ class TokenFlowUnderstandingOutput(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
-class TokenFlowUnderstandingPreTrainedModel(PreTrainedModel):
+class TokenFlowUnderstandingPreTrainedModel(TokenFlowPushMixin, PreTrainedModel):
     """What transformers needs to know of the model: initialisation, attention, precision, placement."""
 
     config_class = TokenFlowUnderstandingConfig

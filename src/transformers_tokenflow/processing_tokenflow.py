@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import logging
 
 from .conversation_tokenflow import ConversationProcessorMixin
+from .push_tokenflow import TokenFlowPushMixin
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class TokenFlowProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[c
     """What a call takes, for texts and for pictures."""
 
 
-class TokenFlowProcessor(ConversationProcessorMixin):
+class TokenFlowProcessor(TokenFlowPushMixin, ConversationProcessorMixin):
     r"""
     Makes prompts or conversations of texts, and prepares pictures.
 
