@@ -18,6 +18,7 @@ from transformers_tokenflow import (
     TokenFlowProcessor,
     TokenFlowTextToImageConfig,
     TokenFlowUnderstandingConfig,
+    load_chat_template,
 )
 
 needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm is not installed")
@@ -164,3 +165,30 @@ def tiny_understanding(
     fields = {"tokenizer_config": tiny_config(kind), "image_token_id": IMAGE_TOKEN_ID, **overrides}
     torch.manual_seed(seed)
     return TokenFlowForConditionalGeneration(TokenFlowUnderstandingConfig(text_config=text_config, **fields)).eval()
+
+
+def tiny_conversation_processor(
+    image_size: int = 32,
+    num_image_tokens: int = 16,
+    tokenizer: Any = None,
+    chat_template: str = "vicuna",
+    **options: Any,
+) -> TokenFlowProcessor:
+    """The processor of a tiny understanding model, by default with a text tokenizer of letters."""
+    return TokenFlowProcessor(
+        TokenFlowImageProcessor(size={"shortest_edge": image_size}),
+        tiny_text_tokenizer() if tokenizer is None else tokenizer,
+        chat_template=load_chat_template(chat_template),
+        image_token="<image>",
+        num_image_tokens=num_image_tokens,
+        **options,
+    )
+
+
+def tiny_understanding_with_processor(
+    kind: str = "clip", seed: int = 0, **overrides: Any
+) -> tuple[TokenFlowForConditionalGeneration, TokenFlowProcessor]:
+    """Both, made for each other."""
+    tokenizer_config = tiny_config(kind)
+    processor = tiny_conversation_processor(tokenizer_config.image_size, tokenizer_config.grid_size**2)
+    return tiny_understanding(kind, seed, image_token_id=processor.image_token_id, **overrides), processor

@@ -22,7 +22,7 @@ class ConversationProcessorMixin(ProcessorMixin):
         """Let the text tokenizer have the tokens it needs, and see what it makes of a text after a picture."""
         if num_image_tokens < 1:
             raise ValueError(f"num_image_tokens must be at least 1; got {num_image_tokens}")
-        self.image_token_id = find_token(self.tokenizer, image_token)
+        self.image_token_id = name_image_token(self.tokenizer, image_token)
         self._after_picture = " " if lacks_space_after(self.tokenizer, image_token) else ""
         self.text_kwargs = {"padding": True, "padding_side": "left"}
         if self.tokenizer.pad_token is None:  # as officially; a new token would have no embedding
@@ -83,12 +83,6 @@ class ConversationProcessorMixin(ProcessorMixin):
         defaults = {key: value for key, value in (tokenizer_init_kwargs or {}).items() if key != "padding_side"}
         return super()._merge_kwargs(model_processor_kwargs, defaults, **kwargs)
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """As any processor's; templates know the `image_token`."""
-        if self.image_token is not None and "image_token" in self._resolve_chat_template(chat_template):
-            kwargs.setdefault("image_token", self.image_token)
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
-
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
@@ -100,15 +94,21 @@ class ConversationProcessorMixin(ProcessorMixin):
         )
 
 
-def find_token(tokenizer: Any, token: str) -> int:
+def name_image_token(tokenizer: Any, token: str) -> int:
     """
-    The id of a token, which is added to the tokenizer if it has none like it.
+    Make a token the tokenizer's `image_token`, by which chat templates call it, and add it if there is none like it.
+
+    Returns:
+        Its id.
 
     Raises:
         ValueError: the tokenizer takes it apart all the same.
     """
     if token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+    if "image_token" not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
+        tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, "image_token"]
+    tokenizer.image_token = token
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ValueError(
