@@ -168,11 +168,11 @@ class UnderstandingTrainingArguments(AdapterTrainingArguments):
     logged_answers: int = field(
         default=4, metadata={"help": "Conversations of an evaluation whose first question is answered and logged."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "The projector is unused where all conversations of a process are text alone."}
+    )
 
     def __post_init__(self) -> None:
-        if self.ddp_find_unused_parameters is None:
-            # A process whose conversations have no pictures has no gradient of the projector.
-            self.ddp_find_unused_parameters = True
         super().__post_init__()
         for name in ("max_length", "turns_per_conversation"):
             if getattr(self, name) < 1:

@@ -4,13 +4,10 @@
 import random
 import re
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
@@ -273,48 +270,3 @@ def conversations(
     if isinstance(dataset, datasets.IterableDataset):
         return stream_conversations(dataset, reader, encoder, seed)
     return (QuestionDataset if reader.is_drawn else ConversationDataset)(dataset, reader, encoder, seed)
-
-
-@dataclass
-class ConversationCollator:
-    """
-    Examples to a batch, with padding to the right: `input_ids` and `labels` (B, T), `image_codes` or `pixel_values` of
-    all pictures in order, and `attention_mask` (B, T), or of packed rows `position_ids`.
-
-    Args:
-        pad_token_id: what fills up.
-        pad_to_multiple_of: that T is to be a multiple of.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int = 1
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Raises:
-            ValueError: an example lacks tokens or labels.
-        """
-        if missing := {"input_ids", "labels"} - examples[0].keys():
-            raise ValueError(f"an example has input_ids and labels; got {', '.join(examples[0])} without {missing}")
-        length = max(len(example["input_ids"]) for example in examples)
-        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        batch = {
-            "input_ids": pad([example["input_ids"] for example in examples], length, self.pad_token_id),
-            "labels": pad([example["labels"] for example in examples], length, IGNORED),
-        }
-        if "position_ids" in examples[0]:
-            # Padding goes by the position 0, again and again: every token of it is a sequence of its own.
-            batch["position_ids"] = pad([example["position_ids"] for example in examples], length, 0)
-        else:
-            batch["attention_mask"] = pad([np.ones_like(example["input_ids"]) for example in examples], length, 0)
-        for name in PICTURES:
-            if parts := [torch.as_tensor(example[name]) for example in examples if example.get(name) is not None]:
-                batch[name] = torch.cat(parts)
-        return batch
-
-
-def pad(rows: list[Any], length: int, value: int) -> torch.Tensor:
-    """Sequences, filled up on their right: (B, length) long."""
-    return torch.stack(
-        [F.pad(torch.as_tensor(row, dtype=torch.long), (0, length - len(row)), value=value) for row in rows]
-    )

@@ -172,11 +172,19 @@ class RowReader:
         return read_messages(turns, self.image_token, self.count(row))
 
     def count(self, row: dict[str, Any]) -> int:
-        """How many pictures a row has."""
+        """
+        How many pictures a row has.
+
+        Raises:
+            ValueError: they are no codes of the tokenizer.
+        """
         value = row[self.picture_column] if self.picture_column is not None else None
         if value is None or (isinstance(value, list) and len(value) == 0):
             return 0
-        return len(value) if isinstance(value, list) and self.picture_column != "codes" else 1
+        if self.picture_column == "codes":
+            one_row(value, self.config)
+            return 1
+        return len(value) if isinstance(value, list) else 1
 
     def pictures(self, row: dict[str, Any], count: int) -> dict[str, np.ndarray]:
         """

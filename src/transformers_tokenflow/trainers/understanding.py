@@ -15,8 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
 from .base import BaseTrainer
-from .conversation_data import IGNORED, PICTURES, ConversationCollator, ConversationDataset, conversations
-from .packing import PackedDataset
+from .conversation_batches import ConversationCollator, PackedDataset
+from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_text
 

@@ -1,13 +1,62 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Several conversations in one row, so that little of a batch is padding."""
+"""Conversations to batches, each in a row or, so that little of a batch is padding, several packed into one."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, Example
+
+
+@dataclass
+class ConversationCollator:
+    """
+    Examples to a batch, with padding to the right: `input_ids` and `labels` (B, T), `image_codes` or `pixel_values` of
+    all pictures in order, and `attention_mask` (B, T), or of packed rows `position_ids`.
+
+    Args:
+        pad_token_id: what fills up.
+        pad_to_multiple_of: that T is to be a multiple of.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Raises:
+            ValueError: an example lacks tokens or labels.
+        """
+        if missing := {"input_ids", "labels"} - examples[0].keys():
+            raise ValueError(f"an example has input_ids and labels; got {', '.join(examples[0])} without {missing}")
+        length = max(len(example["input_ids"]) for example in examples)
+        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        batch = {
+            "input_ids": pad([example["input_ids"] for example in examples], length, self.pad_token_id),
+            "labels": pad([example["labels"] for example in examples], length, IGNORED),
+        }
+        if "position_ids" in examples[0]:
+            # Padding goes by the position 0, again and again: every token of it is a sequence of its own.
+            batch["position_ids"] = pad([example["position_ids"] for example in examples], length, 0)
+        else:
+            batch["attention_mask"] = pad([np.ones_like(example["input_ids"]) for example in examples], length, 0)
+        for name in PICTURES:
+            if parts := [torch.as_tensor(example[name]) for example in examples if example.get(name) is not None]:
+                batch[name] = torch.cat(parts)
+        return batch
+
+
+def pad(rows: list[Any], length: int, value: int) -> torch.Tensor:
+    """Sequences, filled up on their right: (B, length) long."""
+    return torch.stack(
+        [F.pad(torch.as_tensor(row, dtype=torch.long), (0, length - len(row)), value=value) for row in rows]
+    )
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
