@@ -7,10 +7,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny_models import tiny_understanding
+from tiny_questions import NAMES, make_processor, make_rows, write_data
 
-from training import evaluate_understanding, prepare_questions
+from training import evaluate_understanding
 from training.evaluate_understanding import (
     ASKED,
     Answerer,
@@ -25,52 +25,15 @@ from training.evaluate_understanding import (
     read_questions,
     summarize,
 )
-from training.prepare_questions import FEATURES, IMAGE_TOKEN, SPLITS, make_chat_tokenizer
-from transformers_tokenflow import TokenFlowImageProcessor, TokenFlowProcessor
-from transformers_tokenflow.chat_templates import load_chat_template
-
-NAMES = ["owl", "owl: dark skin tone", "fox", "red apple"]
-TEXTS = [*NAMES, "what is it?", "is it an owl?", "is it a fox?", "yes", "no", "animals and nature", "noto"]
-
-
-def make_rows(names: list[str]) -> datasets.Dataset:
-    """Rows of names, as `training.prepare_questions` writes them: half of the yes-or-no questions are about foxes."""
-    pictures = [Image.new("RGB", (32, 32), (40 * index, 20, 20)) for index in range(len(names))]
-    rows = [
-        {
-            "image": {"bytes": prepare_questions.encode_png(picture), "path": None},
-            "name": name,
-            "base_name": name.split(":")[0],
-            "style": "noto",
-            "category": "animals-nature",
-            "version": 0,
-            "questions": [
-                {"kind": "name", "question": "what is it?", "answer": name},
-                {"kind": "category", "question": "what is it?", "answer": "animals and nature"},
-                {"kind": "yes_no", "question": "is it an owl?", "answer": "yes" if "owl" in name else "no"},
-                {"kind": "yes_no", "question": "is it a fox?", "answer": "yes" if "fox" in name else "no"},
-            ],
-        }
-        for picture, name in zip(pictures, names, strict=True)
-    ]
-    return datasets.Dataset.from_list(rows, features=FEATURES)
+from training.prepare_questions import IMAGE_TOKEN
+from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowProcessor
 
 
 def question(answer: str, given: str, picture: int = 0, kind: str = "name") -> Question:
     return Question(picture, kind, "what is it?", answer, given)
 
 
-def make_processor() -> TokenFlowProcessor:
-    return TokenFlowProcessor(
-        TokenFlowImageProcessor(size={"shortest_edge": 32}),
-        make_chat_tokenizer(TEXTS),
-        chat_template=load_chat_template("tiny"),
-        image_token=IMAGE_TOKEN,
-        num_image_tokens=16,
-    )
-
-
-def tiny_model(processor: TokenFlowProcessor):
+def tiny_model(processor: TokenFlowProcessor) -> TokenFlowForConditionalGeneration:
     """A model for the processor, with random weights."""
     tokenizer = processor.tokenizer
     return tiny_understanding(
@@ -205,9 +168,7 @@ def test_main_writes_all_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_understanding, "name_with_teacher", lambda *_: np.array([1.0, 0.0]))
     monkeypatch.setattr(evaluate_understanding, "MAX_NEW_TOKENS", 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    for split, names in zip(SPLITS, (NAMES, NAMES[:2], NAMES[2:]), strict=True):
-        (tmp_path / "data" / "pictures").mkdir(parents=True, exist_ok=True)
-        make_rows(names).to_parquet(tmp_path / "data" / "pictures" / f"{split}.parquet")
+    write_data(tmp_path / "data")
     assert read_names(tmp_path / "data") == sorted(NAMES)
     processor = make_processor()
     tiny_model(processor).save_pretrained(tmp_path / "model")
