@@ -457,6 +457,25 @@ def convert(
 
 @app.command()
 @reports_mistakes
+def info(
+    model: Annotated[str, typer.Argument(metavar="FOLDER|REPO", help="Folder or Hub repository of a model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Tell what a model is: its sizes, tokens, parameters, files and license. No weights are loaded."""
+    from transformers_tokenflow.commands.information import inspect_model
+
+    information = inspect_model(model)
+    if as_json:
+        say(json.dumps(information.to_dict(), indent=2), console)
+        return
+    table = Table(show_header=False, title=information.name)
+    for label, value in information.to_rows().items():
+        table.add_row(label, value.replace("[", r"\["))
+    console.print(table)
+
+
+@app.command()
+@reports_mistakes
 def train(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.YAML", help="What to train on what.", exists=True, dir_okay=False)
@@ -605,8 +624,13 @@ def generation(
 @evaluation.command()
 @reports_mistakes
 def understanding(
-    model: Annotated[str, typer.Option(help="Folder or Hub repository of an image-text-to-text model.")],
     data: Annotated[str, typer.Option(help="Table, folder or Hub repository that `datasets` loads.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub repository of any image-text-to-text model; by default the checkout's small one."
+        ),
+    ] = None,
     output: Results = Path("understanding.json"),
     config: Annotated[str | None, typer.Option(help="Configuration of the dataset.")] = None,
     split: Annotated[

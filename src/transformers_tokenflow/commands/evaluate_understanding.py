@@ -14,12 +14,13 @@ from ..evaluation.parts import Parts
 from ..evaluation.report import describe_model, evaluate
 from ..evaluation.understanding import Answerer, answer_questions, load_questions, read_answers, summarize
 from . import CommandError
+from .describing import DEFAULT_MODEL
 from .evaluation import Advance, processes
-from .loading import find_device
+from .loading import find_device, name_or_default
 
 
 def evaluate_understanding(
-    model: str,
+    model: str | None,
     data: str,
     output: Path,
     config: str | None,
@@ -37,7 +38,8 @@ def evaluate_understanding(
     Answer questions, and compare with what people answered.
 
     Args:
-        model: folder or repository of anything that `AutoModelForImageTextToText` loads.
+        model: folder or repository of anything that `AutoModelForImageTextToText` loads; by default the small model of
+            the checkout.
         data: a table, folder or repository that `load_questions` reads.
         output: the JSON file.
         config, split, columns, limit: of the data, see `load_questions`.
@@ -55,15 +57,16 @@ def evaluate_understanding(
     if "{question}" not in prompt:
         raise CommandError(f"the prompt must say where the {{question}} goes; got {prompt!r}")
     logging.disable_progress_bar()
+    name = name_or_default(model, DEFAULT_MODEL)
     with processes(device) as state:
         with state.local_main_process_first():  # who downloads
             rows = load_questions(data, config, split, columns, limit)
-        answerer = Answerer.from_pretrained(model, find_device(device), getattr(torch, dtype))
+        answerer = Answerer.from_pretrained(name, find_device(device), getattr(torch, dtype))
         texts = rows.select_columns(["question", "answers"])
         questions = [[row["question"], read_answers(row["answers"])] for row in texts]
         description = {
             "evaluation": "understanding",
-            "model": describe_model(model, answerer.model),
+            "model": describe_model(name, answerer.model),
             "data": {
                 **describe_rows(data, config, rows),
                 "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16],
