@@ -223,8 +223,11 @@ def combine_cards(card: ModelCard, written: str | None, tags: Iterable[str] = ()
         written: what is there. If somebody has written it, it stays, and if not, its metadata.
         tags: to add in any case.
     """
+    tags = list(tags)
     if written is None:
         return str(card)
+    if not tags and not is_automatic(written):
+        return written  # unread: whatever is wrong with it is its author's
     before = ModelCard(written, ignore_metadata_errors=True)
     present, own = as_list(before.data.get("tags")), as_list(card.data.get("tags"))
     if not is_automatic(written):

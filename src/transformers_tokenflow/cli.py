@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -677,7 +678,7 @@ def cluster(
     model: Model = None,
     scale: Annotated[
         list[int] | None,
-        typer.Option(help="Side of the token map that is grouped, repeatable; by default the first and the last."),
+        typer.Option(help="Side of the token map that is grouped, repeatable; by default the first two."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Clusters of each kind.")] = 16,
     members: Annotated[int, typer.Option(min=1, help="Pictures of each cluster.")] = 12,

@@ -3,9 +3,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from . import CommandError, one_line
 
@@ -42,6 +43,31 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def read_config_fields(name: str) -> dict[str, Any]:
+    """
+    Read a configuration as it is stored, whatever model it is of.
+
+    Args:
+        name: a folder or a repository of the Hub.
+
+    Raises:
+        CommandError: it can't be read.
+    """
+    path = Path(name)
+    if path.is_file():
+        hint = f"; `tokenflow convert {name} FOLDER` makes one of a checkpoint"
+        raise CommandError(f"{name} is a file, but a model is a folder{hint}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CommandError(f"{name} holds no model: it has no config.json")
+    if not path.exists() and not HUB_REPOSITORY.fullmatch(name):
+        raise CommandError(f"there is no folder {name}")
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0]
+    except Exception as error:  # whatever the network or a damaged file makes of it
+        where = "can't be read" if path.exists() else "is no folder here, and the Hub doesn't give it"
+        raise CommandError(f"the model {name} {where}: {one_line(error)}") from error
+
+
 def check_model_type(name: str, config_class: type[PreTrainedConfig], kind: str) -> None:
     """
     Read the configuration alone.
@@ -54,21 +80,29 @@ def check_model_type(name: str, config_class: type[PreTrainedConfig], kind: str)
     Raises:
         CommandError: it can't be read, or is another's.
     """
-    path = Path(name)
-    if path.is_file():
-        hint = f"; `tokenflow convert {name} FOLDER` makes one of a checkpoint"
-        raise CommandError(f"{name} is a file, but a model is a folder{hint}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise CommandError(f"{name} holds no model: it has no config.json")
-    if not path.exists() and not HUB_REPOSITORY.fullmatch(name):
-        raise CommandError(f"there is no folder {name}")
+    model_type = read_config_fields(name).get("model_type")
+    if model_type != config_class.model_type:
+        raise CommandError(f"{name} is no TokenFlow {kind}: its model type is {model_type!r}")
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """
+    The configuration of any model of this package.
+
+    Args:
+        name: a folder or a repository of the Hub.
+
+    Raises:
+        CommandError: it can't be read, or is of a model that is none of this package's.
+    """
+    model_type = read_config_fields(name).get("model_type")
+    package = __package__.partition(".")[0]
+    if model_type not in CONFIG_MAPPING or not CONFIG_MAPPING[model_type].__module__.startswith(f"{package}."):
+        raise CommandError(f"{name} is no TokenFlow model: its model type is {model_type!r}")
     try:
-        fields, _ = config_class.get_config_dict(name)
-    except Exception as error:  # whatever the network or a damaged file makes of it
-        where = "can't be read" if path.exists() else "is no folder here, and the Hub doesn't give it"
-        raise CommandError(f"the model {name} {where}: {one_line(error)}") from error
-    if fields.get("model_type") != config_class.model_type:
-        raise CommandError(f"{name} is no TokenFlow {kind}: its model type is {fields.get('model_type')!r}")
+        return CONFIG_MAPPING[model_type].from_pretrained(name)
+    except Exception as error:
+        raise CommandError(f"the configuration of {name} is no valid one: {one_line(error)}") from error
 
 
 def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> PreTrainedModel:
