@@ -1,19 +1,20 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Sends pictures through the small tokenizer, and draws prompts: python demo/demo.py [PICTURES...]"""
+"""Sends pictures through the small tokenizer, draws prompts, and reads both: python demo/demo.py [PICTURES...]"""
 
 import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from transformers_tokenflow import TokenFlowConfig
-from transformers_tokenflow.commands import CommandError, generation
+from transformers_tokenflow import TextToImagePipeline, TokenFlowConfig
+from transformers_tokenflow.commands import CommandError, describing, generation
 from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet, draw_grid
 from transformers_tokenflow.commands.reconstruction import Reconstruction, reconstruct_pictures
-from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
+from transformers_tokenflow.commands.tokenizers import Tokenizer, codebook_hash, load_tokenizer
 
 DEMO = Path(__file__).resolve().parent
 PICTURES = DEMO / "pictures"
@@ -66,20 +67,44 @@ def size_line(count: int, config: TokenFlowConfig) -> str:
     )
 
 
-def draw_prompts(name: str | None, grid: Path) -> list[str]:
+def draw_prompts(painter: TextToImagePipeline, grid: Path) -> tuple[list[generation.Drawn], list[str]]:
     """Draw the demo's prompts on a grid, and tell where it is and how long that took."""
     started = time.perf_counter()
-    painter = generation.load_painter(name)
-    loaded = time.perf_counter()
     drawn = list(generation.draw_prompts(painter, PROMPTS, 1, FIRST_SEED, 1, lambda done, total: None))
-    finished = time.perf_counter()
+    seconds = (time.perf_counter() - started) / len(drawn)
     grid.parent.mkdir(parents=True, exist_ok=True)
     draw_grid([item.picture for item in drawn], [item.prompt for item in drawn]).save(grid)
-    seconds = (finished - loaded) / len(drawn)
-    return [
-        f"{loaded - started:.1f} s to load the generator, {seconds:.2f} s to draw each of {len(drawn)} prompts",
-        f"generated pictures: {grid}",
-    ]
+    return drawn, [f"{seconds:.2f} s to draw each of {len(drawn)} prompts", f"generated pictures: {grid}"]
+
+
+def what_it_sees(sources: list[Path], drawn: list[generation.Drawn], describer: describing.Describer) -> Table:
+    """What a model says of pictures, and of those just drawn, which it reads as the tokens they were drawn with."""
+    table = Table("picture", "what the model says it is", title="Reading pictures")
+    for answers, failures, _ in describing.describe_pictures(sources, describer, None, batch_size=8):
+        for path, text in {**answers, **dict.fromkeys(failures, "(can't be read)")}.items():
+            table.add_row(Path(path).stem.replace("[", r"\["), text)
+    if drawn:
+        table.add_section()
+        texts = describing.describe_codes(torch.cat([item.codes for item in drawn]), describer)
+        for item, text in zip(drawn, texts, strict=True):
+            table.add_row(f"drawn: {item.prompt}", text)
+    return table
+
+
+def draw_and_read(
+    console: Console, sources: list[Path], generator: str | None, understanding: str | None, grid: Path
+) -> None:
+    """Draw prompts, and read all pictures, with the models that are given or here."""
+    drawn: list[generation.Drawn] = []
+    if generator is not None or generation.DEFAULT_MODEL.is_dir():
+        painter = generation.load_painter(generator)
+        drawn, lines = draw_prompts(painter, grid)
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
+    if understanding is not None or describing.DEFAULT_MODEL.is_dir():
+        describer = describing.load_describer(understanding)
+        shared = drawn and codebook_hash(painter.model.tokenizer) == codebook_hash(describer.model.model.tokenizer)
+        console.print(what_it_sees(sources, drawn if shared else [], describer))
 
 
 def main(
@@ -90,14 +115,24 @@ def main(
         str | None,
         typer.Option(help="Folder or Hub repository of a generator; by default the small one, if it's here."),
     ] = None,
+    understanding: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub repository of an understanding model; by default the small one, if it's here."
+        ),
+    ] = None,
 ) -> None:
-    """Reconstruct the demo's pictures, and any given ones, on one contact sheet, and draw prompts on another."""
+    """
+    Reconstruct the demo's pictures, and any given ones, on one contact sheet, draw prompts on another, and tell what is
+    on all of them.
+    """
     console = Console(highlight=False)
+    sources = [PICTURES, *(pictures or ())]
     started = time.perf_counter()
     try:
         tokenizer = load_tokenizer(model)
         loaded = time.perf_counter()
-        reconstructions, failures = reconstruct_all([PICTURES, *(pictures or ())], tokenizer)
+        reconstructions, failures = reconstruct_all(sources, tokenizer)
     except CommandError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -112,13 +147,12 @@ def main(
         f"{loaded - started:.1f} s to load the model, {finished - loaded:.1f} s to encode and to decode every prefix",
         f"contact sheet: {output}",
     ]
-    if generator is not None or generation.DEFAULT_MODEL.is_dir():
-        try:
-            lines += draw_prompts(generator, output.with_name("generated.png"))
-        except CommandError as error:
-            lines.append(f"warning: no prompt could be drawn: {error}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+    try:
+        draw_and_read(console, sources, generator, understanding, output.with_name("generated.png"))
+    except CommandError as error:
+        console.print(f"warning: {error}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import torch
 import typer
 from PIL import Image, ImageDraw
 from tiny_models import pictures as random_pictures
-from tiny_models import tiny_model, tiny_text_to_image
+from tiny_models import tiny_model, tiny_text_to_image, tiny_understanding_with_processor
 from typer.testing import CliRunner
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import contact_sheet, generation, tokenizers
+from transformers_tokenflow.commands import contact_sheet, describing, generation, tokenizers
 from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet, draw_grid, prefix_headings, tile_size
 from transformers_tokenflow.commands.reconstruction import Reconstruction, decode_prefixes, psnr
 
@@ -46,9 +46,36 @@ def generator(tmp_path_factory) -> Path:
     return path
 
 
+def save_understanding(path: Path, tokenizer: dict[str, torch.Tensor] | None) -> Path:
+    """An understanding model, with the weights of an image tokenizer if there are any."""
+    model, processor = tiny_understanding_with_processor()
+    if tokenizer is not None:
+        model.model.tokenizer.load_state_dict(tokenizer)
+    model.generation_config.max_new_tokens = 3
+    for part in (model, processor):
+        part.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def understanding(tmp_path_factory) -> Path:
+    """It has the generator's image tokenizer."""
+    weights = tiny_text_to_image()[0].tokenizer.state_dict()
+    return save_understanding(tmp_path_factory.mktemp("understanding") / "tiny", weights)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    return save_understanding(tmp_path_factory.mktemp("understanding") / "other", None)
+
+
 class TestDemo:
-    def test_draws_its_own_and_given_pictures(self, app, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(generation, "DEFAULT_MODEL", tmp_path / "nothing")
+    @pytest.fixture(autouse=True)
+    def no_default_models(self, tmp_path, monkeypatch):
+        for module in (generation, describing):
+            monkeypatch.setattr(module, "DEFAULT_MODEL", tmp_path / "nothing")
+
+    def test_draws_its_own_and_given_pictures(self, app, folder, tmp_path):
         mine, broken = tmp_path / "mine.png", tmp_path / "broken.png"
         Image.new("RGB", (50, 90), "red").save(mine)
         broken.write_bytes(b"nothing")
@@ -78,6 +105,20 @@ class TestDemo:
         assert f"generated pictures: {tmp_path / 'generated.png'}" in result.output
         with Image.open(tmp_path / "generated.png") as drawn:
             assert drawn.width == 4 * (128 + 8) + 8 and drawn.height > 3 * 128
+
+    def test_reads_pictures_and_what_it_drew(self, app, folder, generator, understanding, tmp_path, monkeypatch):
+        monkeypatch.setattr(describing, "DEFAULT_MODEL", understanding)
+        models = ["--model", str(folder), "--generator", str(generator)]
+        result = CliRunner().invoke(app, [*models, "--output", str(tmp_path / "sheet.png")], env={"COLUMNS": "120"})
+        assert result.exit_code == 0, result.output
+        table = result.output.partition("Reading pictures")[2]
+        assert "cat-photo" in table and "drawn: a red apple" in table and "drawn: the sun" in table
+
+    def test_tokens_of_another_tokenizer_are_not_read(self, app, folder, generator, other, tmp_path):
+        models = ["--model", str(folder), "--generator", str(generator), "--understanding", str(other)]
+        result = CliRunner().invoke(app, [*models, "--output", str(tmp_path / "sheet.png")], env={"COLUMNS": "120"})
+        assert result.exit_code == 0, result.output
+        assert "cat-photo" in result.output.partition("Reading pictures")[2] and "drawn: " not in result.output
 
     def test_a_generator_that_is_none(self, app, folder, tmp_path):
         arguments = ["--model", str(folder), "--generator", str(folder), "--output", str(tmp_path / "sheet.png")]

@@ -90,29 +90,52 @@ def describe_pictures(
     Raises:
         CommandError: there are no pictures, or the model refuses them or a setting.
     """
-    processor = describer.processor
     pictures = [PictureFile(path) for path in find_pictures(sources)]
     if not pictures:
         raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
-    content = [{"type": "image"}, {"type": "text", "text": question or processor.default_question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    for batch in read_batches(pictures, processor.image_processor, batch_size):
-        yield answer(batch, prompt, describer, settings), batch.failures, len(pictures)
+    for batch in read_batches(pictures, describer.processor.image_processor, batch_size):
+        yield answer(batch, describer, question, settings), batch.failures, len(pictures)
+
+
+def answer(batch: PictureBatch, describer: Describer, question: str | None, settings: dict[str, Any]) -> dict[str, str]:
+    """The answers to a question about each picture of a batch, by path."""
+    if not batch.pictures:
+        return {}
+    try:
+        with torch.inference_mode():
+            codes = describer.model.model.tokenizer.encode(batch.pixel_values().to(describer.model.device)).codes
+    except ValueError as error:
+        raise CommandError(f"{describer.name} can't answer: {one_line(error)}") from error
+    texts = describe_codes(codes, describer, question, **settings)
+    return {picture.path: text for picture, text in zip(batch.pictures, texts, strict=True)}
 
 
 @torch.inference_mode()
-def answer(batch: PictureBatch, prompt: str, describer: Describer, settings: dict[str, Any]) -> dict[str, str]:
-    """The answers to a prompt about each picture of a batch, by path."""
-    if not batch.pictures:
-        return {}
+def describe_codes(
+    codes: torch.Tensor, describer: Describer, question: str | None = None, **settings: Any
+) -> list[str]:
+    """
+    Ask the same about pictures of which there are codes, such as those that a generator draws with the same tokenizer.
+
+    Args:
+        codes: (B, L), all scales.
+        describer, question, settings: as of `describe_pictures`.
+
+    Returns:
+        The answers.
+
+    Raises:
+        CommandError: the model refuses the codes or a setting.
+    """
     model, processor = describer.model, describer.processor
+    content = [{"type": "image"}, {"type": "text", "text": question or processor.default_question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     if model.generation_config.max_new_tokens is None:
         settings = {"max_new_tokens": MAX_NEW_TOKENS, **settings}
     try:
-        codes = model.model.tokenizer.encode(batch.pixel_values().to(model.device)).codes
         inputs = processor(text=[prompt] * len(codes), image_codes=codes, return_tensors="pt").to(model.device)
         output = model.generate(**inputs, **settings)
     except ValueError as error:
         raise CommandError(f"{describer.name} can't answer: {one_line(error)}") from error
     texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return {picture.path: text.strip() for picture, text in zip(batch.pictures, texts, strict=True)}
+    return [text.strip() for text in texts]
