@@ -9,8 +9,10 @@ from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from .push_tokenflow import TokenFlowPushMixin
 
-class ConversationProcessorMixin(ProcessorMixin):
+
+class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
     """
     Gives each picture of a text as many tokens as it has features.
 
@@ -24,7 +26,8 @@ class ConversationProcessorMixin(ProcessorMixin):
             raise ValueError(f"num_image_tokens must be at least 1; got {num_image_tokens}")
         self.image_token_id = name_image_token(self.tokenizer, image_token)
         self._after_picture = " " if lacks_space_after(self.tokenizer, image_token) else ""
-        self.text_kwargs = {"padding": True, "padding_side": "left"}
+        self.text_kwargs = {"padding": True}
+        self.tokenizer.padding_side = "left"  # for generation, and for pipelines, which pad batches themselves
         if self.tokenizer.pad_token is None:  # as officially; a new token would have no embedding
             self.tokenizer.pad_token = self.tokenizer.unk_token or self.tokenizer.eos_token
 
@@ -60,10 +63,6 @@ class ConversationProcessorMixin(ProcessorMixin):
         """Prepare pictures; what takes their places in texts does not depend on them."""
         return self.image_processor(images, **kwargs), []
 
-    def replace_image_token(self, image_inputs: Any = None, image_idx: int = 0, **kwargs: Any) -> str:
-        """What takes a picture's place in a text."""
-        return self.image_token * self.num_image_tokens
-
     def get_text_with_replacements(
         self, text: list[str], *replacements: Any, **named: Any
     ) -> tuple[list[str], list[dict[str, Any]]]:
@@ -75,13 +74,9 @@ class ConversationProcessorMixin(ProcessorMixin):
         ]
         return super().get_text_with_replacements(text, places)
 
-    def _merge_kwargs(
-        self, model_processor_kwargs: Any = None, tokenizer_init_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The options of a call, by what they are for. The side that the tokenizer was made to pad is left out."""
-        kwargs.pop("image_codes", None)
-        defaults = {key: value for key, value in (tokenizer_init_kwargs or {}).items() if key != "padding_side"}
-        return super()._merge_kwargs(model_processor_kwargs, defaults, **kwargs)
+    def _merge_kwargs(self, *args: Any, image_codes: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """The options of a call, by what they are for; codes are none."""
+        return super()._merge_kwargs(*args, **kwargs)
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any

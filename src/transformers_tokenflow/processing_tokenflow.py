@@ -13,7 +13,6 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import logging
 
 from .conversation_tokenflow import ConversationProcessorMixin
-from .push_tokenflow import TokenFlowPushMixin
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +37,7 @@ class TokenFlowProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[c
     """What a call takes, for texts and for pictures."""
 
 
-class TokenFlowProcessor(TokenFlowPushMixin, ConversationProcessorMixin):
+class TokenFlowProcessor(ConversationProcessorMixin):
     r"""
     Makes prompts or conversations of texts, and prepares pictures.
 
@@ -152,7 +151,9 @@ class TokenFlowProcessor(TokenFlowPushMixin, ConversationProcessorMixin):
         if images is None and text is None:
             raise ValueError("TokenFlowProcessor needs text, images or both; got neither")
         check_text_options(kwargs)
-        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = self._merge_kwargs(
+            tokenizer_init_kwargs={k: v for k, v in self.tokenizer.init_kwargs.items() if k != "padding_side"}, **kwargs
+        )
         data: dict[str, Any] = {}
         if text is not None:
             data.update(self._make_prompts(as_texts(text), **options["text_kwargs"]))
@@ -164,6 +165,14 @@ class TokenFlowProcessor(TokenFlowPushMixin, ConversationProcessorMixin):
                 f"{len(data['pixel_values'])} pictures"
             )
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields. They name the code, which saving writes along, whether or not this one has been saved before."""
+        return {**super().to_dict(), "auto_map": {"AutoProcessor": "processing_tokenflow.TokenFlowProcessor"}}
+
+    def replace_image_token(self, image_inputs: Any = None, image_idx: int = 0, **kwargs: Any) -> str:
+        """What takes a picture's place in a text."""
+        return self.image_token * self.num_image_tokens
 
     def _make_prompts(
         self,
