@@ -135,7 +135,7 @@ class TestReconstruction:
             resets = 0
 
             def __call__(self, fake, real):
-                assert 0 <= fake.min() and fake.max() <= 1
+                assert fake.min() >= 0 and fake.max() <= 1
                 return (fake - real).abs().mean(dim=(1, 2, 3))
 
             def reset(self):

@@ -3,12 +3,12 @@
 
 import json
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import datasets
 import pytest
+import tomllib
 import torch
 from PIL import Image
 from tiny_models import (

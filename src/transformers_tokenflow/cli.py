@@ -4,8 +4,8 @@
 import functools
 import importlib
 import importlib.metadata
-import os
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -473,6 +473,46 @@ def info(
     for label, value in information.to_rows().items():
         table.add_row(label, value.replace("[", r"\["))
     console.print(table)
+
+
+@app.command()
+@reports_mistakes
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model.", exists=True, file_okay=False)],
+    repository: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to on the Hub, such as user/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else sees.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and upload nothing.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, which is made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    token: Annotated[str | None, typer.Option(help="Of the Hub; by default the one of `hf auth login`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """
+    Check a model's folder, and upload it to the Hub.
+
+    It must load by its remote code where this package is not installed, and have a card with a license; pickles,
+    secrets and links out of the folder are refused. After an interruption the same command goes on.
+    """
+    from transformers_tokenflow.commands.publishing import is_repository, publish_folder
+
+    if not is_repository(repository):
+        raise typer.BadParameter(f"REPO_ID is the name of a repository, such as user/name; got {repository!r}")
+    if create_pr and revision is not None:
+        raise typer.BadParameter("--create-pr opens a pull request to the main branch: leave --revision out")
+    options = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+    result = publish_folder(
+        folder, repository, dry_run=dry_run, report=say, shows_progress=error_console.is_terminal, **options
+    )
+    if as_json:
+        say(json.dumps({**result.to_dict(), "dry_run": dry_run}, indent=2), console)
+    for problem in result.problems:
+        say(f"  {problem}")
+    if result.problems:
+        fail(f"nothing was uploaded: {len(result.problems)} problems with {folder}")
+    if dry_run:
+        say(f"nothing is wrong: {result.files} files, {result.size / 1e6:,.1f} MB, would be uploaded")
+    if not as_json:
+        say(result.url, console)
 
 
 @app.command()

@@ -32,7 +32,8 @@ def cluster_pictures(
         sources: picture files, parquet files with a column of pictures, and folders of both.
         output: the HTML file.
         tokenizer: see `load_tokenizer`.
-        scales: sides of the token maps that are shown; by default the first and the last.
+        scales: sides of the token maps that are shown; by default the first two: what is left for later ones is
+            detail that says less.
         count: clusters of each kind.
         members: pictures of each cluster.
         batch_size: pictures that go through the model at a time.
@@ -48,7 +49,7 @@ def cluster_pictures(
     if unknown := sorted(set(scales) - set(known)):
         raise CommandError(f"{tokenizer.name} has no scale {unknown[0]}; its scales are {', '.join(map(str, known))}")
     pictures = find_sources(sources).pictures
-    groups = Groups(tokenizer.model, scales or sorted({known[0], known[-1]}), members)
+    groups = Groups(tokenizer.model, scales or known[:2], members)
     failures: dict[str, str] = {}
     done = 0
     for batch in read_batches(pictures, tokenizer.processor, batch_size):

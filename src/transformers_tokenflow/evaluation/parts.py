@@ -71,7 +71,7 @@ class Parts:
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise EvaluationError(f"another evaluation is writing to {self.folder}") from error
-        if not (self.folder / DESCRIPTION).exists():
+        if not any(self.folder.glob("part-*")):  # what nothing is done of needs no finishing
             with written_atomically(self.folder / DESCRIPTION) as temporary:
                 temporary.write_text(json.dumps(description, indent=2), encoding="utf-8")
 
