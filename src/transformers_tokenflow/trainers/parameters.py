@@ -25,7 +25,7 @@ def select_trainable(model: nn.Module, parts: list[str] | None) -> None:
     Freeze all parameters but those whose names begin with one of the parts; None leaves all as they are.
 
     Raises:
-        ValueError: no parameter begins with a part, or there are no parts.
+        ValueError: no parameter begins with a part, there are no parts, or they are frozen anyhow.
     """
     if parts is None:
         return
@@ -35,6 +35,8 @@ def select_trainable(model: nn.Module, parts: list[str] | None) -> None:
     for name, parameter in model.named_parameters():
         if not name.startswith(tuple(parts)):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"nothing would be trained: the model keeps {', '.join(parts)} frozen")
 
 
 def parameter_groups(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
 
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
@@ -67,9 +67,12 @@ class UnderstandingTrainer(BaseTrainer):
                 dataset, processing_class, model.config, args.max_length, args.turns_per_conversation, args.seed
             )
 
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: examples(part) for name, part in eval_dataset.items()}
-        train_dataset = examples(train_dataset)
+        with args.main_process_first(desc="tokenising conversations"):
+            train_dataset = examples(train_dataset)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: examples(part) for name, part in eval_dataset.items()}
+            else:
+                eval_dataset = examples(eval_dataset)
         if args.packing:
             train_dataset = pack_dataset(train_dataset, model, args)
         kwargs.setdefault("data_collator", ConversationCollator(processing_class.tokenizer.pad_token_id))
@@ -77,7 +80,7 @@ class UnderstandingTrainer(BaseTrainer):
             model=trained,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=examples(eval_dataset),
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
@@ -91,11 +94,13 @@ class UnderstandingTrainer(BaseTrainer):
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        """Trainer's; lengths, where they are known, are not measured by reading everything."""
+        """Trainer's; but lengths that are known are not found by reading everything, pictures included."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = getattr(dataset, "lengths", None)
-        if lengths is None or self.args.train_sampling_strategy != "group_by_length":
+        if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
+        lengths = getattr(dataset, "lengths", None)
+        if lengths is None:
+            lengths = [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
         return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
 
     # ---- A step ----

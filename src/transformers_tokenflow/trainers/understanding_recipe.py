@@ -42,11 +42,14 @@ def make_understanding_trainer(recipe: dict[str, Any], args: UnderstandingTraini
     for section in (recipe["data"], *evaluation.values()):
         check_origin(section.get("data_files"), model.model.tokenizer)
     options = {"processor": processor, "config": model.config, "args": args}
+    with args.main_process_first(desc="tokenising conversations"):
+        train_dataset = make_data(recipe["data"], train=True, **options)
+        eval_datasets = {name: make_data(section, train=False, **options) for name, section in evaluation.items()}
     return UnderstandingTrainer(
         model=model,
         args=args,
-        train_dataset=make_data(recipe["data"], train=True, **options),
-        eval_dataset={name: make_data(section, train=False, **options) for name, section in evaluation.items()} or None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets or None,
         processing_class=processor,
     )
 
