@@ -86,7 +86,7 @@ def left_aligned(
         )
     attention_mask = attention_mask.to(input_ids.device, torch.long)
     order = attention_mask.argsort(dim=1, stable=True)
-    if not torch.compiler.is_compiling():  # whose shapes can't depend on values
+    if not (torch.compiler.is_compiling() or input_ids.is_meta):  # where shapes can't depend on values
         lengths = attention_mask.sum(dim=1)
         if input_ids.numel() == 0 or lengths.min() == 0:
             raise ValueError("a prompt has no tokens: even an empty text needs those that begin the image")
