@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/sampling.md", "docs/benchmarks.md", "training/README.md"]
+PAGES = ["README.md", "docs/sampling.md", "docs/benchmarks.md", "docs/evaluation.md", "training/README.md"]
 
 
 def blocks(page: str) -> list[str]:
@@ -26,6 +26,15 @@ def test_blocks_of_docs_run_one_after_the_other(monkeypatch):
     for code in blocks("docs/sampling.md"):
         exec(compile(code, "docs/sampling.md", "exec"), names)
     assert len(names["forming"]) == len(names["painter"].model.tokenizer.config.scales)
+
+
+def test_blocks_of_evaluation_run(monkeypatch):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    for code in blocks("docs/evaluation.md"):
+        exec(compile(code, "docs/evaluation.md", "exec"), names)
+    assert names["results"]["metrics"]["psnr"] > 0
 
 
 def test_there_are_blocks():
