@@ -271,7 +271,7 @@ class TestUnderstanding:
         arguments = ["understanding", "--data", questions, "--model", talker, "--output", tmp_path / "out.json"]
         assert "must say where the {question} goes" in fail(*arguments, "--prompt", "what?")
         assert "has no column photo" in fail(*arguments, "--image", "photo")
-        assert "has no split test" in fail(*arguments, "--split", "test")
+        assert 'Unknown split "test"' in fail(*arguments, "--split", "test")
         assert "can't be loaded as an image-text-to-text model" in fail(*arguments, "--model", tokenizer)
         monkeypatch.setattr(evaluate_understanding, "DEFAULT_MODEL", tmp_path / "nothing")
         assert "pass --model" in fail("understanding", "--data", questions)

@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -83,6 +84,28 @@ def test_texts_are_embedded_once(monkeypatch):
     scorer.embed(["b", "c"])
     assert calls == [2, 1] and list(scorer._embeddings) == ["b", "c"]
     assert scorer.embed(["a", "b", "c", "d"]).shape == (4, 128)
+
+
+class TestPictures:
+    def test_are_normalised_as_the_clip_wants_them(self):
+        scorer = OpenClipScorer(str(TEACHER))
+        scorer.model.visual.image_mean, scorer.model.visual.image_std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+        pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+        with torch.no_grad():
+            expected = scorer.model.encode_image(((pixels + 1) / 2 - mean) / std)
+        torch.testing.assert_close(scorer.embed_pictures(pixels), expected)
+        torch.testing.assert_close(scorer.embed_pictures(pixels.half()), expected, atol=0.02, rtol=0)
+
+    def test_are_resized(self, scorer):
+        large = torch.nn.functional.interpolate(torch.rand(1, 3, 64, 64) * 2 - 1, 128, mode="nearest")
+        small = torch.nn.functional.interpolate(large, 64, mode="bicubic", antialias=True).clamp(-1, 1)
+        torch.testing.assert_close(scorer.embed_pictures(large), scorer.embed_pictures(small), atol=1e-3, rtol=1e-3)
+
+    def test_go_with_their_names(self, scorer):
+        texts = scorer.embed(["red heart", "violin", "rocket"])
+        pixels = torch.from_numpy(np.array(heart())).permute(2, 0, 1)[None] / 127.5 - 1
+        assert (F.normalize(scorer.embed_pictures(pixels), dim=-1) @ texts.T).argmax() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

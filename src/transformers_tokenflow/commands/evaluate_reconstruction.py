@@ -64,20 +64,13 @@ def evaluate_reconstruction(
         tokenizer = load_tokenizer(model, device, dtype)
         sources, described = find_data(data, split, column, limit)
         with state.local_main_process_first():  # who downloads
-            not_measured: dict[str, str] = {}
-            fid, networks = choose_features(features, tokenizer.device, not_measured)
-            lpips = None
-            try:
-                lpips = perceptual_similarity(tokenizer.device)
-                networks["lpips"] = "AlexNet"
-            except EvaluationError as error:
-                not_measured["lpips"] = one_line(error)
-        measures = ReconstructionMeasures(tokenizer.model, fid, lpips)
+            networks = Networks(features, tokenizer.device)
+        measures = ReconstructionMeasures(tokenizer.model, networks.fid, networks.lpips)
         description = {
             "evaluation": "reconstruction",
             "model": {**describe_model(tokenizer.name, tokenizer.model), "codebook": tokenizer.codebook_hash()},
             "data": described,
-            "settings": {"preprocessing": tokenizer.preprocessing(), "networks": networks},
+            "settings": {"preprocessing": tokenizer.preprocessing(), "networks": networks.names},
         }
 
         def work(parts: Parts) -> None:
@@ -88,7 +81,7 @@ def evaluate_reconstruction(
             if not results["pictures"]:
                 raise EvaluationError(f"no picture of {', '.join(data)} could be read")
             plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, output.with_suffix(".png"))
-            return {**results, "not_measured": not_measured}
+            return {**results, "not_measured": networks.missing}
 
         return evaluate(output, description, state, work, summarize)
 
@@ -118,23 +111,45 @@ def find_data(
     return sources, described
 
 
-def choose_features(
-    name: str | None, device: torch.device, not_measured: dict[str, str]
-) -> tuple[FrechetInceptionDistance | None, dict[str, str]]:
-    """FID with the features of a name, see `evaluate_reconstruction`, and what these are called in the results."""
-    if name in (None, INCEPTION):
+class Networks:
+    """
+    The networks that measures take.
+
+    Args:
+        features: of FID, see `evaluate_reconstruction`.
+        device: where they compute.
+
+    Raises:
+        EvaluationError: the features that were asked for can't be had.
+        CommandError: there is no such CLIP.
+    """
+
+    def __init__(self, features: str | None, device: torch.device) -> None:
+        self.names: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.fid = self._fid(features, device)
         try:
-            return inception_distance(device), {"rfid": "Inception v3 of torch-fidelity"}
+            self.lpips = perceptual_similarity(device)
+            self.names["lpips"] = "AlexNet"
         except EvaluationError as error:
-            if name is not None:
-                raise
-            reason = one_line(error)
-        if not DEFAULT_SCORER.is_dir():
-            not_measured["rfid"] = reason
-            return None, {}
-        logger.warning(f"rFID is by the small teacher's features, and can't be compared with others: {reason}")
-        name = str(DEFAULT_SCORER)
-    return clip_distance(load_scorer(name, device)), {"rfid": f"CLIP {network_name(name)}"}
+            self.lpips, self.missing["lpips"] = None, one_line(error)
+
+    def _fid(self, features: str | None, device: torch.device) -> FrechetInceptionDistance | None:
+        if features in (None, INCEPTION):
+            try:
+                metric = inception_distance(device)
+                self.names["rfid"] = "Inception v3 of torch-fidelity"
+                return metric
+            except EvaluationError as error:
+                if features is not None:
+                    raise
+                reason = one_line(error)
+            if not DEFAULT_SCORER.is_dir():
+                self.missing["rfid"] = reason
+                return None
+            logger.warning(f"rFID is by the small teacher's features, and can't be compared with others: {reason}")
+        self.names["rfid"] = f"CLIP {network_name(features)}"
+        return clip_distance(load_scorer(features, device))
 
 
 def measure_share(

@@ -91,7 +91,7 @@ def score(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         yes gives a half), `yes_f1` and `yes_ratio`.
     """
     pairs = [(record["prediction"], record["answers"]) for record in records]
-    metrics = {
+    metrics: dict[str, list[float]] = {
         "exact_match": [is_exact(prediction, answers) for prediction, answers in pairs],
         "vqa_accuracy": [vqa_accuracy(prediction, answers) for prediction, answers in pairs],
         "relaxed_accuracy": [is_near(prediction, answers) for prediction, answers in pairs],

@@ -61,13 +61,11 @@ def load_rows(
             raise EvaluationError(f"{source} is no table: its name must end in {', '.join(BUILDERS)}")
         options = {"path": BUILDERS[path.suffix], "data_files": source}
     try:
-        known = datasets.load_dataset(**options)
+        rows = datasets.load_dataset(**options, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise EvaluationError(f"the data {source} can't be loaded: {error}") from error
-    split = split or next((name for name in DEFAULT_SPLITS if name in known), next(iter(known)))
-    if split not in known:
-        raise EvaluationError(f"{source} has no split {split}; its splits are {', '.join(known)}")
-    rows = known[split]
+    if split is None:
+        rows = rows[next((name for name in DEFAULT_SPLITS if name in rows), next(iter(rows)))]
     if missing := [name for name in columns if name not in rows.column_names]:
         raise EvaluationError(
             f"{source} has no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}"
@@ -75,7 +73,7 @@ def load_rows(
     if limit is not None:
         rows = rows.take(min(limit, len(rows)))
     if not len(rows):
-        raise EvaluationError(f"there are no rows in {source}, split {split}")
+        raise EvaluationError(f"there are no rows in {source}, split {rows.split}")
     return rows
 
 
