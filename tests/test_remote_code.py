@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import tiny_model, tiny_text_to_image
+from tiny_models import tiny_model, tiny_text_to_image, tiny_understanding_with_processor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.dynamic_module_utils import get_imports
 
@@ -52,6 +53,12 @@ GENERATOR_MODULES = MODULES | {
     "processing_tokenflow.py",
     "projector_tokenflow.py",
     "sampling_tokenflow.py",
+}
+UNDERSTANDING_MODULES = MODULES | {
+    "conversation_tokenflow.py",
+    "modeling_tokenflow_understanding.py",
+    "processing_tokenflow.py",
+    "projector_tokenflow.py",
 }
 DIFFUSERS_MODULE = "pipeline_tokenflow_diffusers.py"
 KINDS = ["clip", "siglip", "vit"]
@@ -138,6 +145,32 @@ USE_DIFFUSERS = """
         pipe.save_pretrained(target)
     assert "transformers_tokenflow" not in sys.modules
 """
+USE_UNDERSTANDING = """
+    import torch
+    from pathlib import Path
+    from PIL import Image
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, pipeline
+    folder, again = Path({folder!r}), Path({again!r})
+    expected = load_file(folder / "expected.safetensors")
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+    content = [dict(type="image", path=str(folder / "photo.png")), dict(type="text", text="what is it?")]
+    messages = [dict(role="user", content=content)]
+    options = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = processor.apply_chat_template(messages, **options)
+    assert torch.equal(inputs.input_ids, expected["input_ids"])
+    for auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForImageTextToText):
+        model = auto_class.from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8), expected["output"])
+    talker = pipeline("image-text-to-text", model=str(folder), trust_remote_code=True, device="cpu")
+    (answer,) = talker(text=messages, max_new_tokens=8, return_tensors=True)
+    assert torch.equal(answer["generated_token_ids"], expected["output"][0])
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+    assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
+"""
 
 
 def run_python(script: str, tmp_path: Path, **environment: str) -> None:
@@ -168,9 +201,9 @@ def save_with_expectations(kind: str, folder: Path) -> None:
     save_file({"pixel_values": pixel_values, "codes": codes, "decoded": decoded}, folder / "expected.safetensors")
 
 
-def check_resaved(saved: Path, resaved: Path, *names: str) -> None:
+def check_resaved(saved: Path, resaved: Path, names: Iterable[str]) -> None:
     """Code and references to it are as before after saving what remote code has loaded."""
-    for name in (*GENERATOR_MODULES, *names):
+    for name in names:
         assert (resaved / name).read_text() == (saved / name).read_text(), name
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         before, after = (json.loads((folder / name).read_text()) for folder in (saved, resaved))
@@ -189,6 +222,28 @@ def generator_folder(tmp_path_factory) -> Path:
     codes = model.generate(**processor.prepare_generation(["a red apple", "sun"]), seed=0).codes
     input_ids = processor(text=["a red apple", "sun </s>"], return_tensors="pt").input_ids
     save_file({"codes": codes, "input_ids": input_ids}, folder / "expected.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def understanding_folder(tmp_path_factory) -> Path:
+    """An understanding model, a photo of the model's own size, and what the local classes make of it."""
+    folder = tmp_path_factory.mktemp("understanding")
+    model, processor = tiny_understanding_with_processor()
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    content = [{"type": "image", "path": str(folder / "photo.png")}, {"type": "text", "text": "what is it?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    output = model.generate(**inputs, max_new_tokens=8)
+    save_file({"input_ids": inputs.input_ids, "output": output}, folder / "expected.safetensors")
     return folder
 
 
@@ -229,8 +284,23 @@ class TestSaving:
         assert processor["auto_map"] == tokenizer["auto_map"] == own
         assert config["custom_pipelines"]["text-to-image"]["impl"] == "pipeline_tokenflow.TextToImagePipeline"
 
-    def test_requirements(self, folders, generator_folder):
+    def test_understanding(self, understanding_folder):
+        assert {path.name for path in understanding_folder.glob("*.py")} == UNDERSTANDING_MODULES
+        config, processor, tokenizer = (
+            json.loads((understanding_folder / f"{name}.json").read_text())
+            for name in ("config", "processor_config", "tokenizer_config")
+        )
+        model = "modeling_tokenflow_understanding.TokenFlowForConditionalGeneration"
+        assert config["auto_map"] == {
+            "AutoConfig": "configuration_tokenflow.TokenFlowUnderstandingConfig",
+            **dict.fromkeys(["AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"], model),
+        }
+        own = {"AutoProcessor": "processing_tokenflow.TokenFlowProcessor"}
+        assert processor["auto_map"] == tokenizer["auto_map"] == own
+
+    def test_requirements(self, folders, generator_folder, understanding_folder):
         paths = [*(folders / "clip").glob("*.py"), *(generator_folder / name for name in GENERATOR_MODULES)]
+        paths += understanding_folder.glob("*.py")
         for path in paths:
             required = set(get_imports(path)) - set(sys.stdlib_module_names)
             assert required <= REQUIREMENTS, path.name
@@ -286,9 +356,27 @@ class TestWithoutThePackage:
             script += textwrap.dedent(USE_DIFFUSERS)
         run_python(script, tmp_path)
         for part in ("pipeline", "parts"):
-            check_resaved(generator_folder, again / part, "generation_config.json")
+            check_resaved(generator_folder, again / part, [*GENERATOR_MODULES, "generation_config.json"])
         if "diffusers" not in blocked:
-            check_resaved(generator_folder, again / "twice", DIFFUSERS_MODULE, "model_index.json")
+            names = [*GENERATOR_MODULES, DIFFUSERS_MODULE, "model_index.json"]
+            check_resaved(generator_folder, again / "twice", names)
+
+    @pytest.mark.parametrize(
+        "blocked",
+        [
+            ["transformers_tokenflow"],
+            ["transformers_tokenflow", "timm", "open_clip", "torchvision", "diffusers", "typer", "datasets"],
+        ],
+        ids=["package", "all-extras"],
+    )
+    def test_understanding(self, blocked, understanding_folder, tmp_path):
+        again = tmp_path / "again"
+        script = textwrap.dedent(BLOCK + USE_UNDERSTANDING).format(
+            blocked=blocked, folder=str(understanding_folder), again=str(again)
+        )
+        run_python(script, tmp_path)
+        names = [*UNDERSTANDING_MODULES, "generation_config.json", "chat_template.jinja"]
+        check_resaved(understanding_folder, again, names)
 
 
 class TestWithThePackage:
