@@ -277,30 +277,36 @@ class TestUnderstanding:
         assert "pass --model" in fail("understanding", "--data", questions)
 
 
-def test_two_processes_make_the_same(generator, tmp_path):
-    """As `accelerate launch` starts them; alone the one then finds everything done."""
-    (tmp_path / "prompts.txt").write_text("sun\nmoon\nowl\nred apple\nhouse")
-    arguments = [
-        "evaluate",
-        "generation",
-        "--prompts",
-        tmp_path / "prompts.txt",
-        "--model",
-        generator,
-        "--num-images",
-        1,
-    ]
-    (tmp_path / "run.py").write_text("from transformers_tokenflow.cli import app; app()")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [*launch, tmp_path / "run.py", *arguments, "--device", "cpu", "--output", tmp_path / "two"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("the results are in") == 1
-    succeed(*arguments[1:], "--device", "cpu", "--output", tmp_path / "one")
-    two, one = read(tmp_path / "two.json"), read(tmp_path / "one.json")
-    assert (two["processes"], one["processes"]) == (2, 1)
-    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4) and two["prompts"] == 5
-    for number in range(5):
-        path = Path(f"{number:05d}") / "samples" / "0000.png"
-        assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+class TestTwoProcesses:
+    """As `accelerate launch` starts them."""
+
+    def run(self, folder: Path, *arguments: object) -> None:
+        (folder / "run.py").write_text("from transformers_tokenflow.cli import app; app()")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command = [*launch, folder / "run.py", "evaluate", *arguments, "--device", "cpu"]
+        nowhere = {"TORCH_HOME": str(folder), "https_proxy": "http://127.0.0.1:9"}  # no weights, as above
+        environment = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("the results are in") == 1
+
+    def test_draw_the_same_pictures(self, generator, tmp_path):
+        (tmp_path / "prompts.txt").write_text("sun\nmoon\nowl\nred apple\nhouse")
+        arguments = ["generation", "--prompts", tmp_path / "prompts.txt", "--model", generator, "--num-images", 1]
+        self.run(tmp_path, *arguments, "--output", tmp_path / "two")
+        succeed(*arguments, "--device", "cpu", "--output", tmp_path / "one")
+        two, one = read(tmp_path / "two.json"), read(tmp_path / "one.json")
+        assert (two["processes"], one["processes"]) == (2, 1)
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4) and two["prompts"] == 5
+        for number in range(5):
+            path = Path(f"{number:05d}") / "samples" / "0000.png"
+            assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+
+    def test_measure_the_same(self, tokenizer, photos, tmp_path):
+        arguments = ["reconstruction", "--data", photos, "--model", tokenizer, "--features", TEACHER]
+        self.run(tmp_path, *arguments, "--output", tmp_path / "two.json")
+        succeed(*arguments, "--device", "cpu", "--output", tmp_path / "one.json")
+        two, one = read(tmp_path / "two.json"), read(tmp_path / "one.json")
+        assert two["processes"] == 2 and two["pictures"] == 5 and two["unreadable"] == one["unreadable"]
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        assert two["cluster_sizes"] == one["cluster_sizes"]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..scoring import OpenClipScorer
 
 INCEPTION_WIDTH = 2048
+# The main process alone computes results, of the sums of all: torchmetrics would wait for the others.
+ALONE = {"sync_on_compute": False}
 
 
 class ClipFeatures(nn.Module):
@@ -37,7 +39,7 @@ def inception_distance(device: torch.device) -> FrechetInceptionDistance:
         EvaluationError: torch-fidelity is not installed, or its weights are neither here nor to be had.
     """
     try:
-        return FrechetInceptionDistance(INCEPTION_WIDTH).to(device)
+        return FrechetInceptionDistance(INCEPTION_WIDTH, **ALONE).to(device)
     except ModuleNotFoundError as error:
         raise EvaluationError("Inception's features take `pip install torch-fidelity`") from error
     except (OSError, RuntimeError) as error:  # the network, or a damaged file
@@ -46,7 +48,7 @@ def inception_distance(device: torch.device) -> FrechetInceptionDistance:
 
 def clip_distance(scorer: "OpenClipScorer") -> FrechetInceptionDistance:
     """FID with the embeddings of a CLIP in place of Inception's features."""
-    return FrechetInceptionDistance(ClipFeatures(scorer)).to(scorer.device)
+    return FrechetInceptionDistance(ClipFeatures(scorer), **ALONE).to(scorer.device)
 
 
 def perceptual_similarity(device: torch.device) -> LearnedPerceptualImagePatchSimilarity:
@@ -57,7 +59,7 @@ def perceptual_similarity(device: torch.device) -> LearnedPerceptualImagePatchSi
         EvaluationError: torchvision's weights of AlexNet are neither here nor to be had.
     """
     try:
-        metric = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)
+        metric = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True, **ALONE)
     except (OSError, RuntimeError) as error:  # the network, or a damaged file
         raise EvaluationError(f"AlexNet's weights are not here and can't be downloaded: {error}") from error
     return metric.to(device)
