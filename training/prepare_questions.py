@@ -25,8 +25,8 @@ from PIL import Image
 from tokenizers import AddedToken, Regex, decoders
 from transformers import PreTrainedTokenizerFast
 
+from training.evaluate_teacher import only_emoji
 from training.prepare_captions import main_colours, make_text_tokenizer, select_rows
-from training.prepare_emoji import STYLES
 from training.prepare_photos import encode_png
 from training.questions import Amounts, Emoji, NamePool, write_questions
 from transformers_tokenflow.commands.encoding import encode_pictures
@@ -76,11 +76,6 @@ def vary(picture: Image.Image, mirrored: bool, generator: random.Random) -> Imag
     )
     exponent = generator.uniform(0.8, 1.25)
     return moved.point([round(255 * (value / 255) ** exponent) for value in range(256)] * 3)
-
-
-def only_emoji(rows: Dataset) -> Dataset:
-    """Leaves photographs and stamps out."""
-    return rows.select([index for index, style in enumerate(rows["style"]) if style in STYLES])
 
 
 def read_emoji(rows: Dataset) -> list[Emoji]:
