@@ -233,6 +233,11 @@ def stream_conversations(
     return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=reader.columns)
 
 
+def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
+    """Names of the columns, which of a stream may have to be read off its first row."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
 def conversations(
     dataset: datasets.Dataset | datasets.IterableDataset,
     processor: Any,
@@ -263,7 +268,7 @@ def conversations(
     Raises:
         ValueError: a column is missing, a row can't be used, or the processor does not fit the model.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = column_names(dataset)
     tokenizer_config: Any = config.tokenizer_config
     reader = RowReader(columns, tokenizer_config, processor.image_processor, processor.image_token, turns, image_folder)
     encoder = ConversationEncoder(processor, config, max_length)

@@ -16,7 +16,7 @@ from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
 from .base import BaseTrainer
 from .conversation_batches import ConversationCollator, PackedDataset
-from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
+from .conversation_data import IGNORED, PICTURES, ConversationDataset, column_names, conversations
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_text
 
@@ -61,7 +61,8 @@ class UnderstandingTrainer(BaseTrainer):
         select_trainable(trained, args.trainable_parts)
 
         def examples(dataset: Any) -> Any:
-            if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+            if not is_table or "input_ids" in column_names(dataset):
                 return dataset
             return conversations(
                 dataset, processing_class, model.config, args.max_length, args.turns_per_conversation, args.seed
@@ -221,7 +222,7 @@ class UnderstandingTrainer(BaseTrainer):
         model, tokenizer = self.bare_model(), self.processing_class.tokenizer
         labels = torch.as_tensor(example["labels"])
         is_answer = (labels != IGNORED).tolist()
-        start = is_answer.index(True)
+        start = is_answer.index(True, 1)  # nothing predicts the first token
         end = is_answer.index(False, start) if False in is_answer[start:] else len(is_answer)
         prompt = {name: example[name][:start] for name in ("input_ids", "labels")}
         is_place = torch.as_tensor(prompt["input_ids"]) == model.config.image_token_id

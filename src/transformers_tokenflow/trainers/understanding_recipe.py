@@ -95,13 +95,8 @@ def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditional
         raise ValueError(
             f"an understanding model has no {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}"
         )
-    changes = section.get("image_processor", {})
     if "from_pretrained" in section:
-        name = section["from_pretrained"]
-        processor = TokenFlowProcessor.from_pretrained(name, **changes)
-        if "chat_template" in section:
-            processor.chat_template = read_chat_template(section["chat_template"])
-        return TokenFlowForConditionalGeneration.from_pretrained(name, dtype=torch.float32), processor
+        return load_understanding(section)
     if "tokenizer" not in section or ("text_model" in section) == ("text_config" in section):
         raise ValueError("an understanding model needs a tokenizer, and either a text_model or a text_config")
     if "text_tokenizer" not in section and "text_model" not in section:
@@ -111,7 +106,7 @@ def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditional
     tokenizer = TokenFlowModel.from_pretrained(section["tokenizer"], dtype=torch.float32)
     fields = section.get("config", {})
     processor = TokenFlowProcessor(
-        AutoImageProcessor.from_pretrained(section["tokenizer"], **changes),
+        change_options(AutoImageProcessor.from_pretrained(section["tokenizer"]), section.get("image_processor", {})),
         AutoTokenizer.from_pretrained(section.get("text_tokenizer", section.get("text_model"))),
         chat_template=read_chat_template(section["chat_template"]),
         image_token=IMAGE_TOKEN,
@@ -123,6 +118,30 @@ def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditional
     model.generation_config.eos_token_id = find_ends(processor)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model, processor
+
+
+def load_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditionalGeneration, TokenFlowProcessor]:
+    """An understanding model that is pretrained, and its processor with another chat template or other options."""
+    name = section["from_pretrained"]
+    model = TokenFlowForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
+    processor = TokenFlowProcessor.from_pretrained(name)
+    processor.image_processor = change_options(processor.image_processor, section.get("image_processor", {}))
+    if "chat_template" in section:
+        processor.chat_template = read_chat_template(section["chat_template"])
+        model.generation_config.eos_token_id = find_ends(processor)
+    return model, processor
+
+
+def change_options(image_processor: Any, options: dict[str, Any]) -> Any:
+    """
+    An image processor with other options.
+
+    Raises:
+        ValueError: it has no such option.
+    """
+    if unknown := options.keys() - type(image_processor).valid_kwargs.__annotations__.keys():
+        raise ValueError(f"an image processor has no {', '.join(sorted(unknown))}")
+    return type(image_processor).from_dict({**image_processor.to_dict(), **options})
 
 
 def make_config(
@@ -185,6 +204,6 @@ def find_ends(processor: TokenFlowProcessor) -> list[int]:
     """The tokens that end an answer: the one that ends a sequence, and the chat template's."""
     tokenizer = processor.tokenizer
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-    text = processor.apply_chat_template(messages)
-    special = [token for token in tokenizer(text)["input_ids"] if token in tokenizer.all_special_ids]
-    return sorted({tokenizer.eos_token_id, special[-1]} if special else {tokenizer.eos_token_id})
+    ids = tokenizer(processor.apply_chat_template(messages), add_special_tokens=False)["input_ids"]
+    special = [token for token in ids if token in tokenizer.all_special_ids and token != tokenizer.unk_token_id]
+    return sorted({tokenizer.eos_token_id, *special[-1:]})
