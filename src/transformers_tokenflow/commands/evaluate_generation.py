@@ -7,7 +7,7 @@ from typing import Any
 
 from ..evaluation import EvaluationError
 from ..evaluation.benchmarks import picture_folder, read_prompts
-from ..evaluation.generation import ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
+from ..evaluation.generation import IMAGE_REWARD, ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
 from ..evaluation.parts import Parts, Record, Sums, differences
 from ..evaluation.report import describe_model, evaluate, read_description
 from . import one_line
@@ -52,12 +52,14 @@ def evaluate_generation(
         wanted = read_prompts(prompts)
         pictures = picture_folder(prompts, folder, num_images)
         painter = load_painter(model, device, dtype)
-        judges: list[Judge] = [ClipJudge(load_scorer(scorer, painter.device), [prompt.text for prompt in wanted])]
-        not_measured = {}
-        try:
-            judges.append(RewardJudge(painter.device))
-        except EvaluationError as error:
-            not_measured["image_reward"] = one_line(error)
+        networks, not_measured = {"clip": network_name(scorer)}, {}
+        with state.local_main_process_first():  # who downloads
+            judges: list[Judge] = [ClipJudge(load_scorer(scorer, painter.device), [prompt.text for prompt in wanted])]
+            try:
+                judges.append(RewardJudge(painter.device))
+                networks["image_reward"] = IMAGE_REWARD
+            except EvaluationError as error:
+                not_measured["image_reward"] = one_line(error)
         texts = "\n".join(f"{prompt.name}\t{prompt.text}" for prompt in wanted)
         description = {
             "evaluation": "generation",
@@ -73,7 +75,7 @@ def evaluate_generation(
                 "seed": seed,
                 **settings,
                 "generation_config": painter.model.generation_config.to_diff_dict(),
-                "networks": {"clip": network_name(scorer)},
+                "networks": networks,
             },
         }
         output = folder.with_name(f"{folder.name}.json")

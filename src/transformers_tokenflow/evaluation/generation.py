@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..scoring import OpenClipScorer
 
 TEXTS_AT_A_TIME = 256
+IMAGE_REWARD = "ImageReward-v1.0"
 
 
 def draw(
@@ -116,7 +117,7 @@ class RewardJudge:
         try:
             import ImageReward
 
-            self.model = ImageReward.load("ImageReward-v1.0", device=device)
+            self.model = ImageReward.load(IMAGE_REWARD, device=device)
         except ImportError as error:
             raise EvaluationError(f"ImageReward can't be imported: {error}") from error
         except (OSError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Networks that look at pictures for a measure: FID's features and LPIPS, by torchmetrics."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 INCEPTION_WIDTH = 2048
 # The main process alone computes results, of the sums of all: torchmetrics would wait for the others.
-ALONE = {"sync_on_compute": False}
+ALONE: dict[str, Any] = {"sync_on_compute": False}
 
 
 class ClipFeatures(nn.Module):
