@@ -68,9 +68,9 @@ class Hub(ThreadingHTTPServer):
     """
     The server and all that it holds; `url` is its address.
 
-    `log` has method and path of every request, `uploads` the paths and digests that came with content. While `cut_at`
-    is set, the connection breaks after that many bytes of a file that is put, `cuts` times; `refuses_cards` lets the
-    validation of cards fail.
+    `log` has method and path of every request, `uploads` the paths and digests that came with content. `cuts` times the
+    connection breaks after `cut_at` bytes of a file that is put and has more; `refuses_cards` lets the validation of
+    cards fail.
     """
 
     daemon_threads = True
@@ -83,7 +83,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.log: list[str] = []
         self.uploads: list[str] = []
-        self.cut_at: int | None = None
+        self.cut_at = 0
         self.cuts = 0
         self.refuses_cards = False
 
@@ -172,7 +172,9 @@ class Handler(BaseHTTPRequestHandler):
         except HubError as error:
             headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
             self.read()
-            self.answer({"error": str(error), "errors": [{"message": str(error)}]}, error.status, headers)
+            is_text = self.headers.get("Accept") == "text/plain"
+            answer = str(error).encode() if is_text else {"error": str(error), "errors": [{"message": str(error)}]}
+            self.answer(answer, error.status, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = dispatch
 
@@ -284,7 +286,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"transfer": "basic", "objects": answers})
 
     def lfs_put(self, repo: str, oid: str) -> None:
-        if self.server.cut_at is not None and self.server.cuts > 0:
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.server.cuts > 0 and length > self.server.cut_at:
             self.server.cuts -= 1
             self.rfile.read(self.server.cut_at)
             self.close_connection = True

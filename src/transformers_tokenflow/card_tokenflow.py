@@ -206,7 +206,9 @@ def table(rows: Mapping[str, str]) -> str:
 
 def as_list(value: Any) -> list[Any]:
     """A list of what may be none or one."""
-    return list(value) if isinstance(value, (list, tuple)) else [value] if value else []
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def is_automatic(text: str) -> bool:
