@@ -19,6 +19,10 @@ class CommonTrainingArguments(TrainingArguments):
     part_learning_rates: dict | str | None = field(
         default=None, metadata={"help": "Learning rates by module prefix, such as {'semantic_encoder': 1e-5}."}
     )
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Train matrices of layers with Muon, the rest with AdamW: small models need half the steps."},
+    )
     trainable_parts: list[str] | None = field(
         default=None,
         metadata={"help": "Module prefixes to train, all others are frozen: ['pixel_decoder'] trains a new decoder."},
@@ -167,9 +171,6 @@ class UnderstandingTrainingArguments(AdapterTrainingArguments):
     )
     logged_answers: int = field(
         default=4, metadata={"help": "Conversations of an evaluation whose first question is answered and logged."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "The projector is unused where all conversations of a process are text alone."}
     )
 
     def __post_init__(self) -> None:
