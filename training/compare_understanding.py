@@ -152,6 +152,8 @@ class Comparison:
             "training.output_dir": str(self.folder(name, seed)),
             "training.seed": seed,
             "training.max_steps": self.steps,
+            "training.muon": True,
+            "training.learning_rate": 3e-3,
             "training.warmup_steps": self.steps // 10,
             "training.lr_scheduler_kwargs": {"num_decay_steps": self.steps // 4, "min_lr_ratio": 0.02},
             # Averages over the last of so few steps.
@@ -251,7 +253,7 @@ def main(
     data: Path = Path("data/tiny-questions"),
     output: Path = Path("runs/comparison"),
     document: Path = Path("docs/understanding.md"),
-    steps: Annotated[int, typer.Option(min=10)] = 800,
+    steps: Annotated[int, typer.Option(min=10)] = 300,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Trains VARIANTS, measures them, and writes their table into the document."""
