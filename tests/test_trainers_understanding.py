@@ -128,6 +128,13 @@ def test_text_alone_is_learned_beside_pictures_and_without(tmp_path, text_only):
     assert ("model.projector.linear_1.weight" in learned) == (text_only == 2)
 
 
+def test_text_alone_has_nothing_to_teach_the_projector_but_is_no_error(tmp_path):
+    trainer = tiny_trainer(tmp_path, message_rows(8, text_only=1), trainable_parts=["model.projector"], max_steps=2)
+    before = state(trainer)
+    trainer.train()
+    assert len(logged(trainer)) == 2 and not changed(before, state(trainer))
+
+
 def test_label_smoothing_is_heeded(tmp_path):
     plain, smooth = tiny_trainer(tmp_path), tiny_trainer(tmp_path, label_smoothing_factor=0.1)
     batch = batch_of(plain, [1, 2])
@@ -261,14 +268,16 @@ def test_bf16_on_the_cpu(tmp_path):
 
 
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
-    """One of the processes sees a batch of text alone, whose projector has no gradient."""
+    """By turns one of the processes sees text alone, and so no picture that its projector could learn from."""
     settings = {"max_steps": 4, "train_sampling_strategy": "sequential", "learning_rate": 1e-3}
     one = tiny_trainer(tmp_path / "one", divided_rows(), per_device_train_batch_size=4, **settings)
     one.train()
     metrics = one.evaluate()
     script = Path(__file__).with_name("tiny_understanding_training.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = json.dumps({**settings, "per_device_train_batch_size": 2, "ddp_backend": "gloo"})
+    options = json.dumps(
+        {**settings, "per_device_train_batch_size": 2, "ddp_backend": "gloo", "activation_checkpointing": True}
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     (tmp_path / "two").mkdir()
     subprocess.run([*command, script, str(tmp_path / "two"), options], check=True, env=environment, timeout=250)

@@ -235,6 +235,10 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             image_features = torch.cat(images.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+        elif self.training:
+            # None of a picture: distributed training waits for the projector's gradient where a process has text alone.
+            nothing = inputs_embeds.new_zeros(len(inputs_embeds), 0, self.config.feature_dim)
+            inputs_embeds = torch.cat([inputs_embeds, self.projector(nothing).to(inputs_embeds.dtype)], dim=1)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
