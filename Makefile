@@ -1,11 +1,15 @@
 # Everything runs in .venv, which `setup` makes; nothing else on the machine is touched.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format format-check typecheck bench constraints clean
+.PHONY: help setup demo space test test-all test-space lint format format-check typecheck docs bench constraints \
+	constraints-space clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# gradio refuses the Pillow that all else is tested with: the page has one of its own, on top of .venv's other packages.
+SPACE := $(VENV)/space
+SPACE_STAMP := $(SPACE)/.installed
 # One process per core, each with one thread, is faster than one process with all of them.
 WORKERS ?= auto
 PYTEST_ARGS ?=
@@ -25,11 +29,25 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Reconstruct pictures and draw new ones from prompts; IMAGES="a.jpg b.png" adds your own
 	env -u OMP_NUM_THREADS $(BIN)/python demo/demo.py $(IMAGES)
 
+$(SPACE_STAMP): $(STAMP) constraints-space.txt
+	$(BIN)/python -m venv --without-pip $(SPACE)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir({!r})".format(sysconfig.get_path("purelib")))' \
+		| tee $(SPACE)/lib/python*/site-packages/packages-of-venv.pth
+	$(BIN)/python -m pip --python $(SPACE)/bin/python install --quiet --disable-pip-version-check \
+		-c constraints-space.txt -e '.[space-test]'
+	@touch $@
+
+space: $(SPACE_STAMP) ## Serve the page to try, on http://127.0.0.1:7860; SPACE_ARGS="--generator NAME" names other models
+	env -u OMP_NUM_THREADS $(SPACE)/bin/python hub_cards/space/app.py $(SPACE_ARGS)
+
 test: setup ## Run the tests that CI runs; PYTEST_ARGS="-k name" narrows them
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(PYTEST_ARGS)
 
 test-all: setup ## Run the slow tests too
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-space: $(SPACE_STAMP) ## Test the page to try, in Chromium where there is one
+	$(SPACE)/bin/python -m pytest tests/test_space_page.py $(PYTEST_ARGS)
 
 lint: setup ## Check the code's style
 	$(BIN)/ruff check .
@@ -44,6 +62,9 @@ format-check: setup ## Check the code's format
 typecheck: setup ## Check the package's types
 	$(BIN)/mypy
 
+docs: setup ## Build the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 bench: setup ## Measure tokenizer and generator against the naive ways and the machine's peak
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.text_to_image
@@ -53,6 +74,12 @@ constraints: setup ## Write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable >> constraints.txt
 	@touch $(STAMP)
 
+constraints-space: $(SPACE_STAMP) ## Write what the page has installed beside .venv's to constraints-space.txt
+	echo '# The versions that the page is tested with, on top of .venv; `make constraints-space` writes them anew.' \
+		> constraints-space.txt
+	$(BIN)/python -m pip --python $(SPACE)/bin/python freeze --local --exclude-editable >> constraints-space.txt
+	@touch $(SPACE_STAMP)
+
 clean: ## Remove what building and testing left behind; .venv, data and runs stay
-	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
