@@ -132,6 +132,12 @@ class TestFormats:
         for content in ("Describe it.\n<image>", "<image>\nDescribe it.", QUESTION["content"]):
             assert render("plain", [system, {"role": "user", "content": content}, ANSWER]) == "<image>An owl.\n"
 
+    @pytest.mark.parametrize("name", ["vicuna", "tiny"])
+    def test_answers_keep_one_space(self, name):
+        """What pipelines give back begins with the space that comes after the prompt."""
+        answered = [QUESTION, {"role": "assistant", "content": " An owl."}, *TURNS[2:]]
+        assert render(name, answered) == render(name, TURNS)
+
     @pytest.mark.parametrize("name", NAMES)
     def test_answers_can_be_continued(self, name):
         begun = [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "An o"}]}]
