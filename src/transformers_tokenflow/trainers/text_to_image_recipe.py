@@ -89,7 +89,7 @@ def check_origin(data_files: Any, tokenizer: TokenFlowModel) -> None:
         if description.get("codebook", own := codebook_hash(tokenizer)) != own:
             raise ValueError(
                 f"the codes in {path} come from {description.get('model')} (codebook {description['codebook']}), not "
-                f"from the generator's tokenizer (codebook {own}): encode the pictures anew"
+                f"from the model's image tokenizer (codebook {own}): encode the pictures anew"
             )
 
 
