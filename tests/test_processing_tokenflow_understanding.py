@@ -133,11 +133,12 @@ class TestCodes:
     def test_of_one_picture(self, processor):
         assert processor(text="<image>", image_codes=torch.arange(21)).image_codes.shape == (1, 21)
         assert processor(text="<image>", image_codes=list(range(21))).image_codes.shape == (1, 21)
-        assert list(processor(text="ab", image_codes=[])) == ["input_ids", "attention_mask"]
+        for none in ([], torch.empty(0, 21, dtype=torch.long)):
+            assert list(processor(text="ab", image_codes=none)) == ["input_ids", "attention_mask"]
 
     @pytest.mark.parametrize(
         "codes",
-        [torch.zeros(1, 21), torch.zeros(1, 2, 3, dtype=torch.long), [[1, 2], [3]], ["a"], np.zeros((1, 3), bool)],
+        [torch.zeros(1, 21), torch.zeros(1, 2, 3, dtype=torch.long), [[1, 2], [3]], ["a"], 3, np.zeros((1, 3), bool)],
     )
     def test_that_are_none(self, processor, codes):
         with pytest.raises(ValueError, match=r"image_codes must be whole numbers \(num_images, L\)"):

@@ -36,9 +36,9 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         if images is not None and image_codes is not None:
             raise ValueError("pictures come as images or as image_codes; got both")
         pictures = self.image_processor._prepare_images_structure(images) if holds_something(images) else None
-        codes = as_codes(image_codes) if image_codes is not None and len(image_codes) else None
+        codes = as_codes(image_codes) if holds_something(image_codes) else None
         inputs = super().__call__(images=pictures, text=text, image_codes=codes, **kwargs)
-        if codes is not None:
+        if codes is not None and len(codes):
             inputs["image_codes"] = codes
         return inputs
 
@@ -51,8 +51,7 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         if text is None:
             return
         places = sum(sample.count(self.image_token) for sample in text)
-        pictures = images if image_codes is None else image_codes
-        given = 0 if pictures is None else len(pictures)
+        given = sum(len(pictures) for pictures in (images, image_codes) if pictures is not None)
         if places != given:
             raise ValueError(
                 f"the number of {self.image_token} tokens in the prompts should be the same as the number of pictures; "
@@ -122,7 +121,7 @@ def lacks_space_after(tokenizer: Any, token: str) -> bool:
 
 
 def holds_something(images: Any) -> bool:
-    """Whether there is a picture in (nested) lists of them."""
+    """Whether there is anything in (nested) lists of pictures."""
     if isinstance(images, (list, tuple)):
         return any(holds_something(item) for item in images)
     return images is not None
