@@ -150,7 +150,7 @@ class TestTokenizer:
             "encode", photos, "c.parquet", "--model", damaged
         )
         (damaged / "model.safetensors").write_bytes(b"garbage")
-        assert "can't be loaded" in fail("encode", photos, "c.parquet", "--model", damaged)
+        assert "model.safetensors is damaged" in fail("encode", photos, "c.parquet", "--model", damaged)
 
     def test_without_an_image_processor(self, folder, tmp_path):
         AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "bare")

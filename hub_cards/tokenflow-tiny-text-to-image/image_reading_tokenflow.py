@@ -25,23 +25,53 @@ CHANNEL_NUMBERS = (1, 3, 4)
 WHITE_BYTE = 255.0
 WHITE_16_BIT = 65535.0
 FLOAT_TOLERANCE = 1e-3
+# More than PIL's largest picture takes without compression: what is larger is no picture, and may fill the memory.
+MAX_FILE_BYTES = 2**31
+# Pixels that are laid over white at a time, which takes floats.
+PIXELS_CHUNK = 2**22
 
 
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
-    """Open a file, an URL or a base64 string; a file keeps its mode (so its transparency and its 16 bits)."""
-    if os.path.isfile(source):
-        return PIL.Image.open(io.BytesIO(Path(source).read_bytes()))
-    return load_image(os.fspath(source))
+    """
+    Open a file, an URL or a base64 string; a file keeps its mode (so its transparency and its 16 bits).
+
+    Raises:
+        ValueError: the file is too large for a picture, or a program for PostScript.
+        OSError: it is missing, or no picture.
+    """
+    if not os.path.isfile(source):
+        return load_image(os.fspath(source))
+    if os.path.getsize(source) > MAX_FILE_BYTES:
+        raise ValueError(f"A picture's file has at most {MAX_FILE_BYTES} bytes, but got {os.path.getsize(source)}.")
+    return open_encoded(Path(source).read_bytes())
+
+
+def open_encoded(content: bytes) -> PIL.Image.Image:
+    """Open the content of a file, of any format but the one that PIL has Ghostscript run as a program."""
+    image = PIL.Image.open(io.BytesIO(content))
+    if image.format == "EPS":
+        raise ValueError("A picture is one of pixels, but got PostScript, which is a program.")
+    return image
 
 
 def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn and mirror a picture as its EXIF orientation says."""
-    try:
-        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    except Exception:  # PIL lets any kind out; a broken EXIF block leaves the picture itself sound
-        orientation = 1
-    transposition = TRANSPOSITIONS.get(orientation)
+    transposition = TRANSPOSITIONS.get(_orientation(image))
     return image if transposition is None else image.transpose(transposition)
+
+
+def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Width and height of a picture that is turned upright."""
+    return image.size[::-1] if 5 <= _orientation(image) <= 8 else image.size
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """What a picture's EXIF block says of how to turn it; 1, not at all, where it says nothing that makes sense."""
+    try:
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
+        return orientation if orientation in TRANSPOSITIONS else 1
+    except Exception:  # PIL lets any kind out; a broken EXIF block leaves the picture itself sound
+        return 1
 
 
 def picture_to_tensor(
@@ -113,7 +143,7 @@ def _array_to_tensor(image: "np.ndarray | torch.Tensor") -> torch.Tensor:
         return image.detach()
     if image.dtype.kind not in "buif":
         raise ValueError(f"A picture holds real numbers, but got an array of dtype {image.dtype}.")
-    return torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def _to_known_range(image: torch.Tensor, do_rescale: bool | None) -> torch.Tensor:
@@ -152,6 +182,12 @@ def _to_rgb(image: torch.Tensor, white: float) -> torch.Tensor:
         return image.expand(3, -1, -1)
     if image.shape[0] == 3:
         return image
+    rows = image.split(max(1, PIXELS_CHUNK // image.shape[2]), dim=1)
+    return torch.cat([_lay_over_white(part, white) for part in rows], dim=1)
+
+
+def _lay_over_white(image: torch.Tensor, white: float) -> torch.Tensor:
+    """Red, green, blue and alpha (4, H, W) -> (3, H, W)"""
     color, alpha = image[:3].to(torch.float32), image[3:].to(torch.float32) / white
     opaque = white - alpha * (white - color)
     return opaque if image.is_floating_point() else opaque.round().to(image.dtype)

@@ -79,7 +79,12 @@ class TokenFlowCodebook(nn.Module):
         self._cache: tuple[list, list[torch.Tensor], torch.Tensor] | None = None
 
     def forward(self) -> torch.Tensor:
-        """(K, semantic_dim + pixel_dim) in fp32, both parts of unit length. Kept between calls in evaluation."""
+        """
+        (K, semantic_dim + pixel_dim) in fp32, both parts of unit length. Kept between calls in evaluation.
+
+        Raises:
+            ValueError: in evaluation, entries are no finite numbers, of which a search would find nothing else.
+        """
         parts = [self.semantic, self.pixel]
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or parts[0].is_inference():
             return self._entries()
@@ -90,7 +95,12 @@ class TokenFlowCodebook(nn.Module):
         return self._cache[-1]
 
     def _entries(self) -> torch.Tensor:
-        return torch.cat([F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel)], dim=-1)
+        parts = [F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel)]
+        entries = torch.cat(parts, dim=-1)
+        is_checked = not (self.training or torch.compiler.is_compiling() or entries.is_meta)
+        if is_checked and not entries.isfinite().all():
+            raise ValueError("the codebook holds entries that are no finite numbers: its file must be damaged")
+        return entries
 
     def train(self, mode: bool = True) -> "TokenFlowCodebook":
         """As of any module. What is written to `.data` goes unnoticed, so that a change of mode starts afresh."""

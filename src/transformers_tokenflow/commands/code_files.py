@@ -38,9 +38,14 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 
 def read_description(file: pq.ParquetFile) -> dict[str, Any] | None:
-    """What a file of codes says about the tokenizer they come from."""
+    """What a file of codes says about the tokenizer they come from; a ValueError where that is no JSON object."""
     metadata = file.schema_arrow.metadata or {}
-    return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    if METADATA_KEY not in metadata:
+        return None
+    description = json.loads(metadata[METADATA_KEY])
+    if not isinstance(description, dict):
+        raise ValueError(f"expected an object, got {type(description).__name__}")
+    return description
 
 
 class CodeWriter:
@@ -118,18 +123,26 @@ class CodeWriter:
 
     def finish(self) -> None:
         """Join all parts into the output, every picture once, and remove them."""
-        self.flush()
-        if any(self.folder.glob("part-*.parquet")):
-            self._join()
-        self.lock.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._lock_released():
+            self.flush()
+            if any(self.folder.glob("part-*.parquet")):
+                self._join()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Flush, and leave the parts, if there are any, where they are."""
-        self.flush()
-        self.lock.release()
-        if not any(self.folder.glob("part-*.parquet")):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with self._lock_released():
+            self.flush()
+            if not any(self.folder.glob("part-*.parquet")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _lock_released(self) -> Iterator[None]:
+        """The lock goes last, also with an error: the next writer must find the folder as it stays."""
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def _join(self) -> None:
         with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
@@ -154,12 +167,20 @@ class CodeWriter:
                 yield batch.filter(pa.array(is_new))
 
 
+def read_in_batches(path: Path, file: pq.ParquetFile, size: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a file that has been opened; a CommandError where it is damaged further on."""
+    try:
+        yield from file.iter_batches(size, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise CommandError(f"{path} is damaged: {one_line(error)}") from error
+
+
 def open_codes(path: Path) -> pq.ParquetFile:
     """
     Open a parquet file that has a column of codes.
 
     Raises:
-        CommandError: it is no parquet file, or has no lists of integers called `codes`.
+        CommandError: it is no parquet file, has no lists of integers called `codes`, or a damaged description.
     """
     try:
         file = pq.ParquetFile(path)
@@ -173,4 +194,8 @@ def open_codes(path: Path) -> pq.ParquetFile:
     if not is_list or not pa.types.is_integer(kind.value_type):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise CommandError(f"{path} needs a column `codes` of lists of integers; it has {columns}")
+    try:
+        read_description(file)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"what {path} says about its tokenizer can't be read: {one_line(error)}") from error
     return file

@@ -13,7 +13,7 @@ import torch
 
 from ..quantization_tokenflow import prefix_lengths
 from . import CommandError
-from .code_files import CodeWriter, open_codes, read_description
+from .code_files import CodeWriter, open_codes, read_description, read_in_batches
 from .pictures import FileNames, PictureBatch, read_batches
 from .sources import find_sources
 from .tokenizers import Tokenizer
@@ -110,7 +110,7 @@ def encode_batch(batch: PictureBatch, tokenizer: Tokenizer) -> list[dict[str, An
     if not batch.pictures:
         return []
     try:
-        codes = tokenizer.model.encode(batch.pixel_values().to(tokenizer.device)).codes
+        codes = tokenizer.encode(batch.pixel_values())
     except ValueError as error:  # the image processor's settings don't fit the model
         raise CommandError(f"{tokenizer.name} can't encode its own image processor's pictures: {error}") from error
     return [
@@ -145,9 +145,8 @@ def decode_pictures(
     names = FileNames(folder)
     total, done = file.metadata.num_rows, 0
     for rows in read_rows(source, file, tokenizer, batch_size):
-        codes = torch.tensor([row["codes"] for row in rows], device=tokenizer.device)
         with torch.inference_mode():
-            pixel_values = tokenizer.model.decode(codes).pixel_values
+            pixel_values = tokenizer.decode(torch.tensor([row["codes"] for row in rows]))
         for row, picture in zip(rows, tokenizer.processor.postprocess(pixel_values), strict=True):
             picture.save(names.path_for(row["path"]))
         done += len(rows)
@@ -173,7 +172,7 @@ def read_rows(
     size = tokenizer.model.config.codebook_size
     columns = [name for name in ("path", "codes") if name in file.schema_arrow.names]
     number = 0
-    for batch in file.iter_batches(batch_size, columns=columns):
+    for batch in read_in_batches(source, file, batch_size, columns):
         rows = []
         for row in batch.to_pylist():
             name = f"row {number} of {source}"
@@ -182,7 +181,8 @@ def read_rows(
                 raise CommandError(f"{name} has {len(codes)} codes; {tokenizer.name} decodes {_list(lengths)}")
             if None in codes or not 0 <= min(codes) <= max(codes) < size:
                 raise CommandError(f"{name} has codes outside [0, {size}), which {tokenizer.name} does not know")
-            rows.append({"codes": codes, "path": row.get("path") or f"{number:06d}"})
+            path = row.get("path")
+            rows.append({"codes": codes, "path": path if path and isinstance(path, str) else f"{number:06d}"})
             number += 1
         yield from (list(group) for _, group in groupby(rows, key=lambda row: len(row["codes"])))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from . import CommandError, one_line
@@ -106,11 +107,29 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """Load the weights, all of them, or raise a CommandError."""
+    """Load the weights, all of them and finite, or raise a CommandError."""
     try:
         model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except SafetensorError as error:
+        where = ", ".join(map(str, damaged_files(Path(name)))) or name
+        raise CommandError(f"{where} is damaged: {one_line(error)}") from error
     except Exception as error:  # missing, damaged or foreign weights each fail in a way of their own
         raise CommandError(f"the model {name} can't be loaded: {one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise CommandError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CommandError(f"the weights of {name} are damaged, or too large for {dtype}: {key} is not finite")
     return model
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Files of weights in a folder whose beginning, which says what is in them, does not fit the rest."""
+    damaged = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(path)
+    return damaged

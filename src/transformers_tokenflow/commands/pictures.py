@@ -5,19 +5,24 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin
-from ..image_reading_tokenflow import open_picture, turn_upright
+from ..image_reading_tokenflow import open_picture, upright_size
 from . import one_line
 
 READING_THREADS = 4
 BATCHES_AHEAD = 2
+# Of larger pictures one is read at a time: the largest that PIL opens takes gigabytes, though its file may be small.
+PIXELS_AT_A_TIME = 2**24
+LARGE_PICTURE = Lock()
 
 
 @dataclass
@@ -102,8 +107,10 @@ def _search_folder(folder: Path) -> Iterator[Path]:
 def read_picture(source: Source, processor: TokenFlowImageProcessorMixin) -> Picture:
     """Read one picture; whatever a damaged file makes PIL raise comes through."""
     image, known = source.read()
-    width, height = turn_upright(image).size
-    return Picture(source.name, height, width, processor(images=image, return_tensors="pt").pixel_values[0], known)
+    width, height = upright_size(image)
+    with LARGE_PICTURE if width * height > PIXELS_AT_A_TIME else nullcontext():
+        pixel_values = processor(images=image, return_tensors="pt").pixel_values[0]
+    return Picture(source.name, height, width, pixel_values, known)
 
 
 def read_batches(

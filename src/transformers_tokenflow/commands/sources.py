@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..image_reading_tokenflow import open_picture
+from ..image_reading_tokenflow import open_encoded, open_picture
 from . import CommandError, one_line
 from .code_files import COLUMNS
 from .pictures import PictureFile, Source, find_pictures, path_text
@@ -140,7 +140,7 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise CommandError(f"{path} can't be read: {one_line(error)}") from error
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
@@ -241,4 +241,22 @@ class PictureRow:
         if encoded is None:
             raise ValueError("the row has no picture")
         content = encoded["bytes"]
-        return (Image.open(io.BytesIO(content)) if content is not None else open_picture(encoded["path"])), row
+        if content is not None:
+            return open_encoded(content), row
+        return open_picture(file_beside(self.table.path, encoded["path"])), row
+
+
+def file_beside(table: Path, name: str) -> Path:
+    """
+    The file that a row names instead of holding it.
+
+    Raises:
+        ValueError: it lies elsewhere than in the folder of the table, whose author may know of this machine's files.
+    """
+    folder = table.parent.resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"{name} is no file in {folder}, where a table's pictures lie")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return path

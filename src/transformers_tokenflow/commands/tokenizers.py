@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
 from . import CommandError, one_line
 from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+from .memory import InParts
 
 logger = logging.get_logger(__name__)
 
@@ -38,12 +39,23 @@ def codebook_hash(model: TokenFlowModel) -> str:
 
 @dataclass
 class Tokenizer:
-    """A tokenizer that is ready to work."""
+    """
+    A tokenizer that is ready to work.
+
+    `encode` makes codes (B, L) of pixel values (B, 3, H, H), `decode` pixel values of codes; both take batches of which
+    not all fits into memory.
+    """
 
     name: str
     model: TokenFlowModel
     processor: TokenFlowImageProcessorMixin
     device: torch.device
+    encode: InParts = field(init=False)
+    decode: InParts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encode = InParts(lambda pixel_values: self.model.encode(pixel_values.to(self.device)).codes)
+        self.decode = InParts(lambda codes: self.model.decode(codes.to(self.device)).pixel_values)
 
     def codebook_hash(self) -> str:
         """Tells whose codes they are, see the function of that name."""

@@ -131,7 +131,7 @@ def read_index(path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
         shards = [path.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of shards, which has a weight_map of keys to file names") from error
     if not shards or any(Path(name).name != name for name in names):
         raise ValueError(f"{path} must name shards beside itself; got {', '.join(names) or 'none'}")
@@ -150,7 +150,7 @@ def read_official_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} is no configuration")

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..locks import sole_writer
 from .layouts import ConvertedStateDict
 
 # Of the files of weights. What is read for one of them is let go of after it.
@@ -32,20 +32,25 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """
     A folder to write into, which takes the name of `folder` at the end, or goes away with an error.
 
+    What a process that was killed left behind is removed first.
+
     Raises:
         FileExistsError: there is a file, or a folder with something in it.
+        BlockingIOError: another process writes it.
     """
     check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with sole_writer(folder, folder.with_name(f".{folder.name}.lock")):
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            check_target(folder)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_model(
