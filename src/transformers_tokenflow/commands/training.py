@@ -22,7 +22,8 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         settings: changes to it, such as `"training.max_steps=20"`.
 
     Raises:
-        CommandError: something that training takes is not installed, or the recipe can't be followed.
+        CommandError: something that training takes is not installed, the recipe can't be followed, or the loss is no
+            number any more.
     """
     try:
         from ..trainers import recipe as recipes
@@ -42,6 +43,8 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         raise CommandError(f"the recipe {path} can't be read: {one_line(error)}") from error
     try:
         return recipes.train(recipe)
+    except FloatingPointError as error:
+        raise CommandError(f"training has ended: {one_line(error)}") from error
     except (ValueError, OSError, TypeError, RuntimeError) as error:
         if not is_from(error, recipes.make_trainer.__name__):
             raise

@@ -1,23 +1,32 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""What the package's trainers share: averaged weights, a state of their own in checkpoints, logs by name."""
+"""What the package's trainers share: averaged weights, whole checkpoints with a state of their own, logs by name."""
 
+import json
+import pickle
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..commands import one_line
+from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
+from .card import CardTrainer
 from .data import SeededDataset
-from .parameters import check_prefixes, parameter_groups
+from .optimizers import MuonWithAdamW, layer_matrices
+from .parameters import check_prefixes, not_finite, parameter_groups
 
 logger = logging.get_logger(__name__)
 
@@ -45,9 +54,11 @@ class _StepCallback(TrainerCallback):
         self.trainer.after_optimizer_step()
 
 
-class BaseTrainer(Trainer):
+class BaseTrainer(CardTrainer):
     """
     A Trainer with averaged weights, learning rates by part, means logged by name, and more state in its checkpoints.
+
+    A loss or weights that are no numbers end the training, so that the last checkpoint is one to go on from.
 
     Args:
         model: what is trained.
@@ -66,6 +77,8 @@ class BaseTrainer(Trainer):
             self.averaged = AveragedModel(self.averaged_part(), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
         self._log_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._log_counts: dict[str, int] = defaultdict(int)
+        # What the loss of the current step is made of, by name, where there is more than one part.
+        self.loss_parts: Mapping[str, torch.Tensor] = {}
         self.add_callback(_StepCallback(self))
 
     # ---- Hooks ----
@@ -82,6 +95,33 @@ class BaseTrainer(Trainer):
         """What the averaged weights are an average of: a module that shares its parameters with the model."""
         return self.accelerator.unwrap_model(self.model)
 
+    # ---- A step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As Trainer's, but a FloatingPointError where the loss is no number."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not (loss.isfinite() or self._is_overflow()):
+            self._fail(f"the loss is {loss.item()}", not_finite(self.loss_parts.items()))
+        return loss
+
+    def _is_overflow(self) -> bool:
+        """Whether fp16's scaler will skip the step and halve its scale: not for ever, if it is the scale's fault."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1
+
+    def _check_weights(self) -> None:
+        if names := not_finite(self.model.named_parameters()):
+            self._fail("weights are no finite numbers", names)
+
+    def _fail(self, what: str, names: list[str]) -> None:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        where = f" ({', '.join(names[:3])}{more})" if names else ""
+        last = last_checkpoint(self.args.output_dir) or "none"
+        raise FloatingPointError(
+            f"{what} at step {self.state.global_step}{where}. The last checkpoint: {last}. A smaller learning rate, or "
+            "bf16 in place of fp16, may go on from there"
+        )
+
     # ---- Optimizer and logs ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -94,7 +134,11 @@ class BaseTrainer(Trainer):
             groups = parameter_groups(
                 optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed
             )
-            self.optimizer = optimizer_class(groups, **options)
+            if args.muon:
+                options = {name: value for name, value in options.items() if name in ("betas", "eps")}
+                self.optimizer = MuonWithAdamW(groups, layer_matrices(optimized), **options)
+            else:
+                self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def is_measured(self) -> bool:
@@ -120,6 +164,31 @@ class BaseTrainer(Trainer):
 
     # ---- Saving and resuming ----
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        As Trainer's, but True resumes from the last checkpoint that was written to its end.
+
+        Raises:
+            BlockingIOError: another process trains into the same folder.
+            FloatingPointError: the loss, or weights that were to be saved, are no numbers.
+        """
+        output = Path(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(output) or True
+        with sole_writer(output, output / ".lock") if self.is_world_process_zero() else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer's, but whole, or not at all: Trainer's state, which is written last, marks what is whole."""
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run that came as far
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(f"the checkpoint {folder} can't be written: {one_line(error)}") from error
+
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The model with its averaged weights in place, where there are any."""
@@ -135,7 +204,13 @@ class BaseTrainer(Trainer):
             part.load_state_dict(current)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from."""
+        """
+        Save the model: its averaged weights if there are any, but for the checkpoints that training resumes from.
+
+        Raises:
+            FloatingPointError: weights are no numbers.
+        """
+        self._check_weights()
         if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -156,8 +231,13 @@ class BaseTrainer(Trainer):
         if self.args.should_save:
             torch.save(state, Path(output_dir, EXTRA_STATE_NAME))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with damage_named(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with damage_named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.load_extra_state(checkpoint)
 
@@ -189,8 +269,40 @@ def load_extra_state(checkpoint: str) -> dict[str, Any]:
 
     Raises:
         ValueError: the folder has none, as with `save_only_model`.
+        OSError: it is damaged.
     """
     path = Path(checkpoint, EXTRA_STATE_NAME)
     if not path.is_file():
         raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with damage_named(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def damage_named(checkpoint: str | Path | None) -> Iterator[None]:
+    """Say in an OSError what can't be loaded, which the errors of damaged files don't."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise OSError(f"{checkpoint} can't be loaded: {one_line(error)}") from error
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint of a run that was written to its end, which comes with Trainer's state."""
+    states = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+    checkpoints = sorted((path.parent for path in states), key=step_of, reverse=True)
+    return next((str(path) for path in checkpoints if is_json(path / TRAINER_STATE_NAME)), None)
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file holds JSON, to its end."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(Path(checkpoint).name.rpartition("-")[2])

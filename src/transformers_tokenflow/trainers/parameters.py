@@ -5,7 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of those with NaN or infinity in them."""
+    return [name for name, tensor in tensors if not tensor.isfinite().all()]
 
 
 def check_prefixes(model: nn.Module, prefixes: Iterable[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..configuration_tokenflow import TokenFlowConfig
@@ -20,7 +19,7 @@ from .arguments import (
     TokenFlowTrainingArguments,
     UnderstandingTrainingArguments,
 )
-from .base import BaseTrainer
+from .base import BaseTrainer, last_checkpoint, step_of
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
 from .text_to_image_recipe import make_text_to_image_trainer
@@ -179,17 +178,6 @@ def make_arguments(
     return arguments(**section)
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint of a run that was written to its end, which is marked by Trainer's state."""
-    complete = [path.parent for path in Path(folder).glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    return str(max(complete, key=step_of)) if complete else None
-
-
-def step_of(checkpoint: str | Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(Path(checkpoint).name.rpartition("-")[2])
-
-
 def train(recipe: dict[str, Any]) -> BaseTrainer:
     """Run a recipe, see `run`."""
     return run(make_trainer(recipe))
@@ -197,7 +185,7 @@ def train(recipe: dict[str, Any]) -> BaseTrainer:
 
 def run(trainer: BaseTrainer) -> BaseTrainer:
     """
-    Train from the last checkpoint in the output folder, if there is one, and save the model there.
+    Train from the last checkpoint in the output folder, if there is one, and save the model there, with a card.
 
     A run that has made all its steps is only evaluated and saved again.
     """
@@ -210,4 +198,5 @@ def run(trainer: BaseTrainer) -> BaseTrainer:
     trainer.save_model()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
+    trainer.create_model_card()
     return trainer

@@ -114,6 +114,7 @@ class TokenFlowTrainer(BaseTrainer):
             losses, output = self.objective.losses(model, pixel_values, scales, model.training and self.is_adversarial)
         loss = self.objective.weigh(losses, self.accelerator.unwrap_model(model).pixel_decoder.conv_out.weight)
         if model.training:
+            self.loss_parts = {name: part.detach() for name, part in losses.items()}
             self._record(losses, output.codes)
             self._pictures = (pixel_values, output.pixel_values.detach())
         return (loss, output) if return_outputs else loss
