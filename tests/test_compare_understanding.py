@@ -61,7 +61,11 @@ def rate(accuracy: float, error: float) -> dict[str, float]:
 def figures(accuracy: float) -> dict:
     value = rate(accuracy, 0.02)
     kinds = dict.fromkeys(("yes_no", "colour", "style", "category"), value)
-    names = {"all": {"model": value}, "without_skin_tones": {"model": rate(accuracy / 2, 0.04)}}
+    names = {
+        "all": {"model": value},
+        "without_skin_tones": {"model": rate(accuracy / 2, 0.04)},
+        "nats": {"mean": 10 * accuracy, "standard_error": 0.1},
+    }
     return {"tokens": 64, "names": names, "heldout_pairs": kinds, "heldout_names": kinds}
 
 
@@ -128,8 +132,8 @@ def test_table_has_means_over_seeds():
     table = make_table({"last_scale": [figures(0.5), figures(0.6)], "pixel": [figures(0.1), figures(0.1)]})
     header, rule, first, second = table.splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
-    assert first.startswith("| TokenFlow, last scale | 64 | 55.0 ± 2.0 | 27.5 ± 4.0 | 55.0 ± 2.0 |")
-    assert second.startswith("| a codebook of pixels alone, last scale | 64 | 10.0 ± 2.0 |")
+    assert first.startswith("| TokenFlow, last scale | 64 | 5.50 ± 0.10 | 55.0 ± 2.0 | 27.5 ± 4.0 | 55.0 ± 2.0 |")
+    assert second.startswith("| a codebook of pixels alone, last scale | 64 | 1.00 ± 0.10 | 10.0 ± 2.0 |")
 
 
 def test_the_table_takes_the_place_of_the_former_one(tmp_path):

@@ -2,6 +2,8 @@
 """Figures of the small understanding model: what counts as right, errors, the teacher as the yardstick."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -68,6 +70,10 @@ class Parrot:
         )
         return torch.cat([input_ids, torch.tensor(ids.input_ids)], dim=1)
 
+    def __call__(self, input_ids: torch.Tensor, logits_to_keep: int, **options) -> SimpleNamespace:
+        """Finds all tokens equally likely."""
+        return SimpleNamespace(logits=torch.zeros(len(input_ids), logits_to_keep, len(self.processor.tokenizer)))
+
 
 @pytest.mark.parametrize(
     "given, is_right",
@@ -128,6 +134,23 @@ def test_a_model_answers_the_same_alone_and_in_batches():
     assert len({turn.given for turn in alone}) > 4
 
 
+def test_surprise_is_the_models_own_loss_of_the_answer():
+    processor = make_processor()
+    model = tiny_model(processor)
+    answerer = Answerer(model, processor, batch_size=3)
+    rows = make_rows(NAMES)
+    asked = read_questions(rows, ("name",))
+    values = answerer.surprise(asked, rows["image"][:])
+    for turn, value in zip(asked, values, strict=True):
+        text = f"{answerer.prompt(turn.question)} {turn.answer}[EOS]"
+        inputs = processor(text=[text], images=[rows["image"][turn.picture]], return_tensors="pt")
+        count = len(processor.tokenizer(f" {turn.answer}[EOS]", add_special_tokens=False).input_ids)
+        labels = inputs["input_ids"].clone()
+        labels[:, :-count] = -100
+        with torch.no_grad():
+            assert value == pytest.approx(count * model(**inputs, labels=labels).loss.item(), rel=1e-3)
+
+
 def test_names_are_judged_beside_the_teacher(monkeypatch):
     rows = make_rows(NAMES)
     monkeypatch.setattr(evaluate_understanding, "name_with_teacher", lambda *_: np.array([1.0, 0.0, 1.0, 0.0]))
@@ -161,6 +184,9 @@ def test_each_split_is_asked_what_can_be_known(monkeypatch):
     assert results["heldout_names"].keys() == {"category", "yes_no"}
     assert results["heldout_pairs"]["yes_no"]["accuracy"] == 0.625
     assert results["names"]["all"]["model"]["accuracy"] == 0.25
+    tokens = sum(len(processor.tokenizer(name, add_special_tokens=False).input_ids) + 1 for name in NAMES)
+    expected = tokens / len(NAMES) * math.log(len(processor.tokenizer))
+    assert results["names"]["nats"]["mean"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_main_writes_all_figures(tmp_path, monkeypatch):

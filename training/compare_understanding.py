@@ -74,6 +74,9 @@ class LlavaTrainer(UnderstandingTrainer):
         """Inputs without labels."""
         return {name: value for name, value in inputs.items() if name != "labels"}
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: it would be one of the package's models."""
+
 
 def as_llava(model: TokenFlowForConditionalGeneration, teacher: str) -> LlavaForConditionalGeneration:
     """
@@ -221,10 +224,12 @@ def make_table(figures: dict[str, list[dict[str, Any]]]) -> str:
     Args:
         figures: by the variant's name, those of every seed.
     """
-    columns = ["features", "tokens", "name", "name, no skin tones", *COLUMNS]
+    columns = ["features", "tokens", "nats of the name", "name", "name, no skin tones", *COLUMNS]
     lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     for name, runs in figures.items():
         cells = [VARIANTS[name].label, str(runs[0]["tokens"])]
+        nats = [np.mean([run["names"]["nats"][key] for run in runs]) for key in ("mean", "standard_error")]
+        cells.append(f"{nats[0]:.2f} ± {nats[1]:.2f}")
         cells += [percent([run["names"][part]["model"] for run in runs]) for part in ("all", "without_skin_tones")]
         cells += [percent([run[split][kind] for run in runs]) for split, kind in COLUMNS.values()]
         lines.append(f"| {' | '.join(cells)} |")

@@ -22,6 +22,7 @@ import torch
 import typer
 from datasets import Dataset, load_dataset
 from PIL import Image
+from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.evaluate_teacher import image_features, text_features
@@ -89,25 +90,51 @@ class Answerer:
         tokenizer = self.model.model.tokenizer
         return "image_codes", torch.cat([tokenizer.encode(part).codes for part in pixel_values.split(self.batch_size)])
 
+    def inputs(self, texts: list[str], questions: Sequence[Question], pictures: tuple[str, Any]) -> Any:
+        """What the model takes of texts, each with the picture of its question."""
+        name, values = pictures
+        batch = {name: [values[question.picture] for question in questions]}
+        return self.processor(text=texts, return_tensors="pt", **batch)
+
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], images: Sequence[Image.Image]) -> list[Question]:
         """The same questions with the answers given to them; pictures are what their `picture` counts."""
         # Answers of one length are made together.
         order = sorted(range(len(questions)), key=lambda index: (questions[index].kind, len(questions[index].answer)))
         answered = list(questions)
-        name, pictures = self.read_pictures(images)
+        pictures = self.read_pictures(images)
         for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            inputs = self.processor(
-                text=[self.prompt(questions[index].question) for index in batch],
-                return_tensors="pt",
-                **{name: [pictures[questions[index].picture] for index in batch]},
-            )
+            positions = order[start : start + self.batch_size]
+            batch = [questions[index] for index in positions]
+            inputs = self.inputs([self.prompt(question.question) for question in batch], batch, pictures)
             output = self.model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
             texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
+            for index, text in zip(positions, texts, strict=True):
                 answered[index] = replace(questions[index], given=text.strip())
         return answered
+
+    @torch.inference_mode()
+    def surprise(self, questions: Sequence[Question], images: Sequence[Image.Image]) -> list[float]:
+        """
+        How unlikely the right answers are to the model, in nats, the token that ends them included.
+
+        It tells models apart long before they give right answers.
+        """
+        tokenizer, values = self.processor.tokenizer, []
+        pictures = self.read_pictures(images)
+        for start in range(0, len(questions), self.batch_size):
+            batch = questions[start : start + self.batch_size]
+            answers = [f" {question.answer}{tokenizer.eos_token}" for question in batch]
+            texts = [self.prompt(question.question) + answer for question, answer in zip(batch, answers, strict=True)]
+            inputs = self.inputs(texts, batch, pictures)
+            # Padding is on the left, so that answers are at the end.
+            counts = torch.tensor([len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"]])
+            longest = int(counts.max())
+            logits = self.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
+            losses = F.cross_entropy(logits.transpose(1, 2), inputs["input_ids"][:, -longest:], reduction="none")
+            is_answer = torch.arange(longest) >= longest - counts[:, None]
+            values += (losses * is_answer).sum(dim=1).tolist()
+        return values
 
 
 def read_questions(rows: Dataset, kinds: Sequence[str]) -> list[Question]:
@@ -204,11 +231,17 @@ def measure(answerer: Answerer, splits: dict[str, Dataset], teacher: str, names:
     """
     results: dict[str, Any] = {}
     for split, rows in splits.items():
-        answered = answerer.answer(read_questions(rows, ASKED[split]), rows["image"][:])
+        images = rows["image"][:]
+        answered = answerer.answer(read_questions(rows, ASKED[split]), images)
         kinds = {kind: [question for question in answered if question.kind == kind] for kind in ASKED[split]}
         results[split] = {kind: summarize(questions) for kind, questions in kinds.items() if questions}
         if "name" in ASKED[split]:
+            nats = answerer.surprise(kinds["name"], images)
             results["names"] = judge_names(kinds["name"], rows, teacher, names)
+            results["names"]["nats"] = {
+                "mean": round(float(np.mean(nats)), 4),
+                "standard_error": round(standard_error(nats), 4),
+            }
     return results
 
 
