@@ -181,9 +181,9 @@ def test_resumed_run_ends_bit_for_bit_like_one_that_was_not_interrupted(uninterr
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train_sampling_strategy": "group_by_length"}, {"packing": True, "max_length": 100}]
+    "changes", [{"train_sampling_strategy": "group_by_length"}, {"packing": True, "max_length": 100}, {"muon": True}]
 )
-def test_grouped_and_packed_runs_resume_too(tmp_path, changes):
+def test_other_runs_resume_too(tmp_path, changes):
     options = {**EVERYTHING, "lr_scheduler_type": "constant_with_warmup", "gradient_accumulation_steps": 1, **changes}
     whole = tiny_trainer(tmp_path / "whole", **options)
     whole.train()
