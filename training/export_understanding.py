@@ -63,6 +63,7 @@ def main(
     model = TokenFlowForConditionalGeneration.from_pretrained(run, dtype=torch.float32)
     model.generation_config.max_new_tokens = MAX_NEW_TOKENS
     processor = AutoProcessor.from_pretrained(run)
+    processor.default_question = NAME_QUESTIONS[0]
     model = save_half(model, folder)
     processor.save_pretrained(folder)
     if evaluated:
