@@ -4,6 +4,7 @@ python -m training.export_tiny runs/tiny hub_cards/tokenflow-tiny
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from training.evaluate_tokenizer import main as evaluate
 from transformers_tokenflow import TokenFlowModel
+from transformers_tokenflow.card_tokenflow import CITATION
+from transformers_tokenflow.commands.loading import load_config
 
 TEMPLATES = Path(__file__).parent / "templates"
 CARD_PICTURES = 12
@@ -54,15 +57,18 @@ def draw_pictures(model: TokenFlowModel, folder: Path, data: Path) -> Path:
 
 
 def write_card(folder: Path, template: str, model: PreTrainedModel, **values: Any) -> None:
-    """Renders the card from its template, the measured figures and what else it shows."""
+    """Writes the card, and to `card.json` what is shown there beside configuration and figures, to render it anew."""
+    card = {"template": template, "parameters": model.num_parameters(), **values}
+    (folder / "card.json").write_text(json.dumps(card, indent=2, default=asdict) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render_card(folder), encoding="utf-8")
+
+
+def render_card(folder: Path) -> str:
+    """The card of a folder, from its template, `config.json`, `results.json` and `card.json`."""
+    card, results = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("card", "results"))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined)
-    text = environment.get_template(template).render(
-        config=model.config,
-        parameters=model.num_parameters(),
-        results=json.loads((folder / "results.json").read_text(encoding="utf-8")),
-        **values,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    template = environment.get_template(card.pop("template"))
+    return template.render(config=load_config(str(folder)), results=results, citation=CITATION, **card)
 
 
 def folder_size(folder: Path) -> float:

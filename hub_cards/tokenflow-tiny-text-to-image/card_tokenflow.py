@@ -159,7 +159,7 @@ def make_model_card(
         metadata: of the card, such as `license`, `base_model`, `datasets`; None is what is not known.
     """
     task = task_of(config)
-    tags = [*(metadata.pop("tags", None) or ()), "tokenflow", *(["diffusers"] if for_diffusers else [])]
+    tags = ["tokenflow", *(["diffusers"] if for_diffusers else [])]
     known = {name: value for name, value in metadata.items() if value}
     data = ModelCardData(library_name="transformers", pipeline_tag=task, tags=tags, **known)
     uses = [USES[task], *([USE_WITH_DIFFUSERS] if for_diffusers else [])]
@@ -182,9 +182,9 @@ def make_model_card(
     return assemble(data, sections)
 
 
-def make_processor_card(repository: str, **metadata: Any) -> ModelCard:
+def make_processor_card(repository: str) -> ModelCard:
     """The card of a repository that holds a processor, and maybe no model."""
-    data = ModelCardData(library_name="transformers", tags=[*(metadata.get("tags") or ()), "tokenflow"])
+    data = ModelCardData(library_name="transformers", tags=["tokenflow"])
     sections = [
         f"# {repository.rpartition('/')[2]}",
         f"The processor of a [TokenFlow]({PAPER}) model, which prepares what the model reads.",
@@ -226,20 +226,25 @@ def combine_cards(card: ModelCard, written: str | None, tags: Iterable[str] = ()
         tags: to add in any case.
     """
     tags = list(tags)
-    if written is None:
-        return str(card)
-    if not tags and not is_automatic(written):
-        return written  # unread: whatever is wrong with it is its author's
-    before = ModelCard(written, ignore_metadata_errors=True)
-    present, own = as_list(before.data.get("tags")), as_list(card.data.get("tags"))
-    if not is_automatic(written):
-        if set(tags) <= set(present):
-            return written
-        before.data["tags"] = list(dict.fromkeys([*present, *tags]))
-        return str(before)
-    known = {name: value for name, value in before.data.to_dict().items() if value}
-    fields = {**card.data.to_dict(), **known, "tags": list(dict.fromkeys([*present, *own, *tags]))}
+    if written is not None and not is_automatic(written):
+        return add_tags(written, tags)
+    before = ModelCard(written, ignore_metadata_errors=True).data.to_dict() if written is not None else {}
+    known = {name: value for name, value in before.items() if value}
+    wanted = [*as_list(before.get("tags")), *as_list(card.data.get("tags")), *tags]
+    fields = {**card.data.to_dict(), **known, "tags": list(dict.fromkeys(wanted))}
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n{card.text}"
+
+
+def add_tags(text: str, tags: list[str]) -> str:
+    """A card with tags that it may have already; without any it is not even read: what is wrong with it stays."""
+    if not tags:
+        return text
+    card = ModelCard(text, ignore_metadata_errors=True)
+    present = as_list(card.data.get("tags"))
+    if set(tags) <= set(present):
+        return text
+    card.data["tags"] = list(dict.fromkeys([*present, *tags]))
+    return str(card)
 
 
 __all__ = ["combine_cards", "count_in_words", "describe_config", "fact_rows", "make_model_card", "make_processor_card"]

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from transformers import PreTrainedConfig
 from transformers.utils import PushToHubMixin
 
-from .card_tokenflow import combine_cards, make_model_card, make_processor_card
+from .card_tokenflow import add_tags, combine_cards, make_model_card, make_processor_card
 
 CARD = "README.md"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -112,18 +112,17 @@ class TokenFlowPushMixin(PushToHubMixin):
         """The text of the card of what is in a folder, where `written` is there already."""
         config = getattr(self, "config", None)
         if isinstance(config, PreTrainedConfig):
-            return combine_cards(self._make_card(config, repo_id, folder, tags), written, tags)
+            return combine_cards(self._make_card(config, repo_id, folder), written, tags)
         # A processor knows less than whoever wrote what is there.
-        return written or str(make_processor_card(repo_id, tags=tags))
+        return add_tags(written, list(tags)) if written else combine_cards(make_processor_card(repo_id), None, tags)
 
-    def _make_card(self, config: PreTrainedConfig, repo_id: str, folder: Path, tags: Iterable[str]) -> ModelCard:
+    def _make_card(self, config: PreTrainedConfig, repo_id: str, folder: Path) -> ModelCard:
         return make_model_card(
             config,
             repo_id,
             parameters=self.num_parameters(),  # type: ignore[attr-defined]
             for_diffusers=(folder / "model_index.json").is_file(),
             base_model=find_base_model(config, repo_id),
-            tags=tags,
         )
 
 
