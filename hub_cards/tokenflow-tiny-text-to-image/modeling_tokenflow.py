@@ -64,10 +64,12 @@ class TokenFlowOutput(ModelOutput):
             The image's tokens.
         quantized (`torch.FloatTensor` of shape `(B, d_sem + d_pix, h, w)`):
             The quantised features, through which gradients pass straight.
-        pixel_loss, codebook_loss, commitment_loss, entropy_loss, semantic_loss (`torch.FloatTensor` of shape `()`,
-        *optional*):
-            Mean squared error of the pixels, the quantiser's losses, and, if `teacher_features` were given, the mean
-            of one minus the cosine to them.
+        pixel_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Mean squared error of the pixels.
+        codebook_loss, commitment_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            The quantiser's losses.
+        semantic_loss (`torch.FloatTensor` of shape `()`, *optional*, with `teacher_features`):
+            Mean of one minus the cosine to them.
     """
 
     loss: torch.Tensor | None = None
