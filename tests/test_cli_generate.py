@@ -13,6 +13,7 @@ from tiny_models import tiny_model, tiny_text_to_image
 from transformers import pipeline
 from typer.testing import CliRunner, Result
 
+from tokenflow_cli import output
 from transformers_tokenflow import cli
 from transformers_tokenflow.commands import CommandError, generation
 from transformers_tokenflow.commands.generation import Drawn, count_passes, draw_prompts, load_painter, load_scorer
@@ -136,7 +137,7 @@ class TestProgress:
 
     def test_on_a_terminal(self, folder, tmp_path, monkeypatch):
         shown = io.StringIO()
-        monkeypatch.setattr(cli, "error_console", Console(file=shown, force_terminal=True, width=100))
+        monkeypatch.setattr(output, "error_console", Console(file=shown, force_terminal=True, width=100))
         succeed("sun", "--model", folder, "--output", tmp_path)
         assert "drawing" in shown.getvalue() and "7/7" in shown.getvalue()
 
