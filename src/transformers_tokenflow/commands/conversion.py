@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..card_tokenflow import make_model_card
 from ..chat_templates import load_chat_template
 from ..conversion import (
     Checkpoint,
@@ -40,6 +41,7 @@ from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from ..processing_tokenflow import OFFICIAL_NEGATIVE_PROMPT, TokenFlowProcessor
+from ..push_tokenflow import CARD
 from . import CommandError, one_line
 from .settings import nest, read_settings
 from .tokenizers import make_processor
@@ -82,7 +84,7 @@ def convert_checkpoint(
     advance: Advance | None = None,
 ) -> Converted:
     """
-    Convert an official tokenizer, generator or understanding model: writes model, processor and code, all or nothing.
+    Convert an official tokenizer, generator or understanding model: writes model, processor, code and card, or nothing.
 
     Tensors go from file to file one after the other: a large model takes little memory. The processor prepares
     pictures as the official evaluation does, and prompts and conversations as the official scripts.
@@ -123,9 +125,12 @@ def convert_checkpoint(
                 advance,
             )
             plan.processor.save_pretrained(temporary)
+            parameters = sum(spec.numel() for spec in plan.weights.specs.values())
+            card = make_model_card(plan.config, folder.resolve().name, parameters)
+            (temporary / CARD).write_text(str(card), encoding="utf-8")
     except (ValueError, OSError, SafetensorError) as error:
         raise CommandError(f"{checkpoint} can't be converted: {one_line(error)}") from error
-    return Converted(plan.config, sum(spec.numel() for spec in plan.weights.specs.values()))
+    return Converted(plan.config, parameters)
 
 
 def plan_tokenizer(source: Checkpoint, overrides: dict[str, Any]) -> Plan:
