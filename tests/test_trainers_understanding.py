@@ -207,7 +207,7 @@ def test_it_learns_and_says_so(tmp_path):
     metrics = trainer.evaluate()
     assert metrics["eval_answer_accuracy"] == 1 and metrics["eval_token_accuracy"] == 1 and metrics["eval_loss"] < 0.3
     texts = (tmp_path / "answers" / "eval-60.txt").read_text(encoding="utf-8").splitlines()
-    assert texts == ["user: what is it? assistant: → apple (apple)", "user: what is it? assistant: → owl (owl)"]
+    assert texts == ["user: what is it? assistant: → apple (apple)", "user: what is it? assistant: → house (house)"]
     processor = trainer.processing_class
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
     text = processor.apply_chat_template(message, add_generation_prompt=True)

@@ -209,10 +209,10 @@ class UnderstandingTrainer(BaseTrainer):
         }
 
     def _log_answers(self, dataset: Any, prefix: str) -> None:
-        """Log what the model answers to the first questions of the first conversations."""
+        """Log what the model answers to the first questions of conversations all over the dataset."""
         if self.args.logged_answers > 0 and self.is_world_process_zero() and hasattr(dataset, "__getitem__"):
             count = min(self.args.logged_answers, len(dataset))
-            lines = [self.answer(dataset[index]) for index in range(count)]
+            lines = [self.answer(dataset[index * len(dataset) // count]) for index in range(count)]
             folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks
             log_text(prefix, "\n".join(lines), self.state.global_step, folder, callbacks)
 
