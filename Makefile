@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `setup` makes; nothing else on the machine is touched.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space test test-all test-space lint format format-check typecheck docs bench constraints \
+.PHONY: help setup demo space test test-all test-space fuzz lint format format-check typecheck docs bench constraints \
 	constraints-space clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,6 +13,7 @@ SPACE_STAMP := $(SPACE)/.installed
 # One process per core, each with one thread, is faster than one process with all of them.
 WORKERS ?= auto
 PYTEST_ARGS ?=
+FUZZ_CASES ?= 10000
 export OMP_NUM_THREADS ?= 1
 
 help: ## List the targets
@@ -48,6 +49,9 @@ test-all: setup ## Run the slow tests too
 
 test-space: $(SPACE_STAMP) ## Test the page to try, in Chromium where there is one
 	$(SPACE)/bin/python -m pytest tests/test_space_page.py $(PYTEST_ARGS)
+
+fuzz: setup ## Run 10,000 cases of every fuzzer, for hours; FUZZ_CASES=100 runs fewer
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz -n $(WORKERS) --timeout 14400 $(PYTEST_ARGS)
 
 lint: setup ## Check the code's style
 	$(BIN)/ruff check .
