@@ -54,6 +54,13 @@ def fail(*arguments: object) -> str:
     return lines[-1]
 
 
+def documented_keys(command: str) -> list[str]:
+    """The keys of a command's --json, as docs/command-line.md has them."""
+    page = (SOURCES.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `tokenflow {command}` \|.*\|(.*)\|$", page, flags=re.M)
+    return re.findall("`(.*?)`", row)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A saved tokenizer."""
@@ -103,7 +110,7 @@ class TestApp:
     def test_help_comes_without_torch(self):
         script = (
             f"import sys; sys.path.insert(0, {str(SOURCES)!r}); sys.argv = ['tokenflow', 'encode', '--help']\n"
-            "from tokenflow_launcher import main\n"
+            "from tokenflow_cli import main\n"
             "try: main()\n"
             "finally: sys.exit('torch' in sys.modules)"
         )
@@ -447,6 +454,13 @@ class TestConvert:
         stored = load_file(tmp_path / "model" / "model.safetensors")
         assert {value.dtype for value in stored.values()} == {torch.float32, getattr(torch, dtype)}
 
+    def test_json(self, checkpoint, tmp_path):
+        facts = json.loads(succeed("convert", checkpoint, tmp_path / "model", *self.HEADS, "--json").stdout)
+        assert list(facts) == documented_keys("convert")
+        assert facts["folder"] == str(tmp_path / "model") and facts["semantic_encoder"] == "clip_vision_model"
+        model = AutoModel.from_pretrained(tmp_path / "model")
+        assert facts["num_parameters"] == model.num_parameters()
+
     def test_what_can_not_be_converted(self, checkpoint, tmp_path):
         garbage = tmp_path / "garbage.pt"
         garbage.write_bytes(b"garbage")
@@ -480,11 +494,15 @@ class TestTrain:
 
     def test_trains_and_saves(self, recipe, tmp_path):
         result = succeed("train", recipe, "--set", "training.max_steps=1", "--set", "training.learning_rate=1e-3")
-        assert f"the model is in {tmp_path / 'run'}" in result.stdout
+        assert result.stdout == f"the model is in {tmp_path / 'run'}\n"
         state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())
         assert state["global_step"] == 1
         assert AutoModel.from_pretrained(tmp_path / "run").config.scales == [1, 2]
         assert (tmp_path / "run" / "modeling_tokenflow.py").exists()
+        facts = json.loads(succeed("train", recipe, "--set", "training.max_steps=1", "--json").stdout)
+        assert list(facts) == documented_keys("train")
+        assert (facts["output_dir"], facts["step"]) == (str(tmp_path / "run"), 1)
+        assert facts["metrics"]["train_loss"] > 0
 
     @pytest.mark.parametrize(
         ("setting", "message"),

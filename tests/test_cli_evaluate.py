@@ -146,7 +146,7 @@ class TestReconstruction:
         assert read(output)["metrics"] == pytest.approx(read(tmp_path / "whole.json")["metrics"], rel=1e-4)
         assert read(output)["cluster_sizes"] == read(tmp_path / "whole.json")["cluster_sizes"]
         before = output.stat().st_mtime_ns
-        succeed(*arguments, "--output", output)
+        assert json.loads(succeed(*arguments, "--output", output, "--json").stdout) == read(output)
         assert output.stat().st_mtime_ns == before
 
     def test_dataset(self, tokenizer, photos, tmp_path):

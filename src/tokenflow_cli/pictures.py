@@ -200,8 +200,9 @@ def cluster(
     commands = load_commands("clustering")
     tokenizer = load_tokenizer(model, device, dtype.value)
     with progress_bar("grouping") as advance:
-        failures = commands.cluster_pictures(
+        report = commands.cluster_pictures(
             pictures, output, tokenizer, scale or [], count, members, batch_size, advance
         )
-    report_failures(failures)
-    show(as_json, {"output": output, "failures": failures}, f"the clusters are in {output}")
+    report_failures(report.failures)
+    facts = {"output": output, "pictures": report.pictures, "failures": report.failures}
+    show(as_json, facts, f"the clusters are in {output}")

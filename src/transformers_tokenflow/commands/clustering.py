@@ -2,6 +2,7 @@
 """Groups pictures by the entries that they become, on a page of HTML."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,14 @@ from .sources import find_sources
 from .tokenizers import Tokenizer
 
 
+@dataclass
+class ClusteringReport:
+    """How many pictures were grouped, and why others could not be read, by name."""
+
+    pictures: int
+    failures: dict[str, str]
+
+
 def cluster_pictures(
     sources: Sequence[Path],
     output: Path,
@@ -24,7 +33,7 @@ def cluster_pictures(
     members: int,
     batch_size: int,
     advance: Callable[[int, int], None],
-) -> dict[str, str]:
+) -> ClusteringReport:
     """
     Write a page with clusters of pictures and of patches.
 
@@ -38,9 +47,6 @@ def cluster_pictures(
         members: pictures of each cluster.
         batch_size: pictures that go through the model at a time.
         advance: is told how many pictures are read, of how many.
-
-    Returns:
-        Why pictures could not be read, by name.
 
     Raises:
         CommandError: there are no pictures, or the model has no such scale.
@@ -66,7 +72,7 @@ def cluster_pictures(
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(output) as temporary:
         temporary.write_text(render(chosen, groups, shown, tokenizer.name, done), encoding="utf-8")
-    return failures
+    return ClusteringReport(done, failures)
 
 
 def read_members(
