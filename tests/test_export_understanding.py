@@ -39,7 +39,8 @@ def run(tmp_path, monkeypatch):
     processor = make_processor()
     tokenizer = processor.tokenizer
     model = tiny_understanding(
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), text_config={"vocab_size": len(tokenizer)}
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        text_config={"vocab_size": len(tokenizer), "tie_word_embeddings": True},
     )
     model.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id], pad_token_id=0)
     folder = tmp_path / "run"
@@ -58,6 +59,7 @@ def test_the_folder_has_the_model_in_half_its_size_and_its_card(run, tmp_path):
     main(run, folder, tmp_path / "data", hours=1.5, evaluated=False)
     weights = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert "model.language_model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
     model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
     assert model.dtype == torch.float32 and processor.num_image_tokens == model.config.num_image_features

@@ -26,7 +26,12 @@ CARD_PICTURES = 12
 
 def save_half(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Writes weights in fp16 and a configuration that asks for fp32, which a CPU computes in; loads it again."""
-    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    # Tensors that are one in the model stay one: saved twice, they would take twice the space.
+    halves: dict[Any, torch.Tensor] = {}
+    half = {
+        name: halves.setdefault((tensor.data_ptr(), tensor.shape), tensor.half())
+        for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(folder, state_dict=half)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
