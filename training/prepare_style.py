@@ -3,7 +3,7 @@
     python -m training.prepare_style data/blueprint
 
 Each is there in its own style too, without which the generator would forget how to draw anything else. They lie in one
-folder, beside a `metadata.jsonl` with their captions: what `datasets` calls an imagefolder, and what pictures of one's own
+folder, beside a `metadata.jsonl` with their captions: what `datasets` calls an imagefolder, and what one's own pictures
 should look like.
 """
 
