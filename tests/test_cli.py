@@ -499,9 +499,9 @@ class TestTrain:
         assert state["global_step"] == 1
         assert AutoModel.from_pretrained(tmp_path / "run").config.scales == [1, 2]
         assert (tmp_path / "run" / "modeling_tokenflow.py").exists()
-        facts = json.loads(succeed("train", recipe, "--set", "training.max_steps=1", "--json").stdout)
+        facts = json.loads(succeed("train", recipe, "--set", "training.max_steps=2", "--json").stdout)
         assert list(facts) == documented_keys("train")
-        assert (facts["output_dir"], facts["step"]) == (str(tmp_path / "run"), 1)
+        assert (facts["output_dir"], facts["step"]) == (str(tmp_path / "run"), 2)
         assert facts["metrics"]["train_loss"] > 0
 
     @pytest.mark.parametrize(
