@@ -69,9 +69,10 @@ typecheck: setup ## Check the package's types
 docs: setup ## Build the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: setup ## Measure tokenizer and generator against the naive ways and the machine's peak
+bench: setup ## Measure all three models against the naive ways, LLaVA and the machine's peak
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.text_to_image
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.understanding
 
 constraints: setup ## Write the installed versions to constraints.txt
 	echo '# The versions that are tested, direct and transitive; `make constraints` writes them anew.' > constraints.txt

@@ -27,7 +27,7 @@ from transformers_tokenflow import TokenFlowConfig, TokenFlowForConditionalGener
 
 # Of a question with its conversation around it.
 QUESTION_TOKENS = 32
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 64
 IMAGE_TOKEN = 1
 # The official model with all widths and the codebook an eighth, and depths a quarter: what parts cost beside each other
 # stays nearly what it is, but for the pixel encoder, whose depth can't be less than half.
