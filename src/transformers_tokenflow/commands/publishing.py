@@ -37,9 +37,9 @@ class Report:
 
     repository: str
     url: str
+    commit: str | None = None
     files: int = 0
     size: int = 0
-    commit: str | None = None
     problems: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
