@@ -203,7 +203,14 @@ def test_only_chosen_variants_of_the_training_split_come_in_versions():
     }
 
 
-TEXTS = ["red apple", "three o'clock", "woman: medium-dark skin tone, beard", "b button (blood type)", "what is it?"]
+TEXTS = [
+    "red apple",
+    'a "no vacancy" button',
+    "three o'clock",
+    "woman: medium-dark skin tone, beard",
+    "b button (blood type)",
+    "what is it?",
+]
 
 
 def test_markers_are_single_tokens_and_texts_come_back(tmp_path):

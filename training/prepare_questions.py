@@ -140,6 +140,8 @@ def make_chat_tokenizer(texts: list[str], vocabulary_size: int = VOCABULARY_SIZE
             decoders.Fuse(),
             decoders.Replace(Regex(r" (?=[:;,.!?)])"), ""),
             decoders.Replace(Regex(r"(?<=\() "), ""),
+            decoders.Replace(Regex(r'(?<=") (?=[^"]*")'), ""),
+            decoders.Replace(Regex(r' (?="( |$))'), ""),
             decoders.Replace(Regex(r"(?<=\w) ' (?=\w)"), "'"),
             decoders.Replace(Regex(r"(?<=\w) - (?=\w)"), "-"),
         ]
