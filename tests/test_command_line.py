@@ -239,13 +239,18 @@ class TestJson:
         assert [(item["prompt"], item["seed"]) for item in facts["pictures"]] == [("sun", 3), ("moon", 4)]
         assert all(Path(item["path"]).is_file() for item in facts["pictures"])
 
-    def test_describe(self, photo, tmp_path):
+    def test_describe(self, photo, tmp_path, monkeypatch):
         for part in tiny_understanding_with_processor():
             part.save_pretrained(tmp_path / "model")
         options = ["--question", "what?", "--model", tmp_path / "model", "--max-new-tokens", 2]
         facts = keys("describe", photo, *options)
         assert list(facts["answers"]) == [f"{photo.as_posix()}/good.png"]
         assert list(facts["failures"]) == [f"{photo.as_posix()}/broken.png"]
+
+        monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+        assert "describing" not in succeed("describe", photo, *options).stderr
+        result = succeed("describe", photo, *options, "--json")
+        assert "describing" in result.stderr and json.loads(result.stdout) == facts
 
     def test_nothing_on_stdout_where_it_did_not_work(self, model, photo, tmp_path):
         result = run("encode", photo / "broken.png", tmp_path / "codes.parquet", "--model", model, "--json")

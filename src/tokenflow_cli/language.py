@@ -148,7 +148,7 @@ def describe(
     settings = answer_settings(max_new_tokens, temperature, seed)
     answers: dict[str, str] = {}
     failures: dict[str, str] = {}
-    with progress_bar("describing") as advance:
+    with progress_bar("describing", beside_results=not as_json) as advance:
         for described, unreadable, total in describe_pictures(pictures, describer, question, batch_size, **settings):
             for path, text in described.items():
                 if not as_json:

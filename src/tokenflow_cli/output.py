@@ -50,10 +50,14 @@ def results_alone_on_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, and nothing elsewhere; gives the function that moves it to (done, total)."""
+def progress_bar(title: str, beside_results: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """
+    A progress bar on a terminal, and nothing elsewhere; gives the function that moves it to (done, total).
+
+    Results that are printed meanwhile, on the same terminal, are progress enough: a bar would get among them.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_shown = error_console.is_terminal and is_main_process()
+    is_shown = error_console.is_terminal and is_main_process() and not (beside_results and console.is_terminal)
     with Progress(*columns, console=error_console, disable=not is_shown) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
