@@ -176,6 +176,10 @@ class TestRefusalsOfTheHub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert "broke off" in fail(folder, REPOSITORY)[-1]
 
+    def test_hub_without_xet(self, hub, folder, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        assert "no Xet storage: set HF_HUB_DISABLE_XET=1" in fail(folder, REPOSITORY)[-1]
+
 
 def usage(*arguments: object) -> Result:
     result = run("publish", *arguments)

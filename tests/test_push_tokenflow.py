@@ -126,7 +126,10 @@ class TestProcessors:
     def test_card_comes_first_and_gives_way_to_the_models(self, hub):
         processor = tiny_processor()
         processor.push_to_hub(REPOSITORY)
-        assert "The processor of a" in card_of(hub).text
+        assert (
+            "The processor of a" in card_of(hub).text
+            and f'AutoProcessor.from_pretrained("{REPOSITORY}"' in card_of(hub).text
+        )
         assert {"processing_tokenflow.py", "tokenizer.json"} <= files_of(hub).keys()
         tiny_text_to_image()[0].push_to_hub(REPOSITORY)
         written = files_of(hub)["README.md"]
@@ -135,6 +138,11 @@ class TestProcessors:
         assert files_of(hub)["README.md"] == written
 
     def test_saving_with_an_upload(self, hub, tmp_path):
+        TokenFlowImageProcessor().save_pretrained(
+            tmp_path / "image", push_to_hub=True, repo_id="owner/image", tags="new"
+        )
+        card = ModelCard(hub.repositories["owner/image"].files()["README.md"].decode())
+        assert "AutoImageProcessor.from_pretrained" in card.text and card.data.tags == ["tokenflow", "new"]
         tiny_processor().save_pretrained(tmp_path / "model", push_to_hub=True, repo_id=REPOSITORY)
         assert {"processor_config.json", "README.md"} <= files_of(hub).keys()
 

@@ -182,14 +182,14 @@ def make_model_card(
     return assemble(data, sections)
 
 
-def make_processor_card(repository: str) -> ModelCard:
-    """The card of a repository that holds a processor, and maybe no model."""
+def make_processor_card(repository: str, auto_class: str) -> ModelCard:
+    """The card of a repository that holds a processor, which `auto_class` loads, and maybe no model."""
     data = ModelCardData(library_name="transformers", tags=["tokenflow"])
     sections = [
         f"# {repository.rpartition('/')[2]}",
         f"The processor of a [TokenFlow]({PAPER}) model, which prepares what the model reads.",
-        f"```python\nfrom transformers import AutoProcessor\n\nprocessor = AutoProcessor.from_pretrained(\n"
-        f'    "{repository}", trust_remote_code=True\n)\n```',
+        f"```python\nfrom transformers import {auto_class}\n\n"
+        f'processor = {auto_class}.from_pretrained("{repository}", trust_remote_code=True)\n```',
     ]
     return assemble(data, sections)
 

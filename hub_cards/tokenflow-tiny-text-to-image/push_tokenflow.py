@@ -113,8 +113,10 @@ class TokenFlowPushMixin(PushToHubMixin):
         config = getattr(self, "config", None)
         if isinstance(config, PreTrainedConfig):
             return combine_cards(self._make_card(config, repo_id, folder), written, tags)
-        # A processor knows less than whoever wrote what is there.
-        return add_tags(written, list(tags)) if written else combine_cards(make_processor_card(repo_id), None, tags)
+        if written is not None:
+            return add_tags(written, list(tags))  # a processor knows less than whoever wrote this
+        auto_class = getattr(self, "_auto_class", None) or "AutoProcessor"
+        return combine_cards(make_processor_card(repo_id, auto_class), None, tags)
 
     def _make_card(self, config: PreTrainedConfig, repo_id: str, folder: Path) -> ModelCard:
         return make_model_card(
