@@ -382,6 +382,7 @@ class TestCode:
         assert any("names no code" in problem for problem in check_code(folder))
 
 
+@pytest.mark.timeout(900)
 def test_loading_in_a_clean_process(folder):
     assert check_loading(folder) == []
     weights = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
@@ -398,6 +399,7 @@ def test_loading_in_a_clean_process(folder):
     ]
 
 
+@pytest.mark.timeout(900)
 def test_code_that_fails_in_a_clean_process(folder):
     path = folder / "modeling_tokenflow.py"
     path.write_text(path.read_text() + "\nfrom transformers_tokenflow import TokenFlowConfig\n")

@@ -174,6 +174,7 @@ class TestPipelines:
         assert type(again.model) is type(pipe.model)
 
 
+@pytest.mark.timeout(900)
 def test_what_was_uploaded_loads_without_the_package(hub, tmp_path):
     tokenizer, (model, processor) = tiny_model(), tiny_text_to_image()
     reader, conversations = tiny_understanding(), tiny_processor(image_token="<image>", num_image_tokens=16)
