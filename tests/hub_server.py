@@ -70,7 +70,7 @@ class Hub(ThreadingHTTPServer):
 
     `log` has method and path of every request, `uploads` the paths and digests that came with content. `cuts` times the
     connection breaks after `cut_at` bytes of a file that is put and has more; `refuses_cards` lets the validation of
-    cards fail.
+    cards fail; `status`, if set, is the answer to everything.
     """
 
     daemon_threads = True
@@ -86,6 +86,7 @@ class Hub(ThreadingHTTPServer):
         self.cut_at = 0
         self.cuts = 0
         self.refuses_cards = False
+        self.status: int | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are no matter."""
@@ -163,6 +164,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.log.append(f"{self.command} {url.path}")
         try:
+            if self.server.status is not None:
+                raise HubError(self.server.status, "not today")
             for method, pattern, name in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if method == self.command and match:

@@ -140,6 +140,9 @@ class TestUpload:
         arguments = (folder, REPOSITORY, "--create-pr", "--token", "hf_test_guest")
         assert succeed("publish", *arguments).stdout == f"{hub.url}/{REPOSITORY}/discussions/1\n"
         assert files_of(hub).keys() == {".gitattributes"} and "config.json" in files_of(hub, "refs/pr/1")
+        before = list(hub.uploads)
+        succeed("publish", folder, REPOSITORY, "--revision", "refs/pr/1", "--token", "hf_test_guest")
+        assert hub.uploads == before
 
     def test_json(self, hub, folder):
         report = json.loads(succeed("publish", folder, REPOSITORY, "--json").stdout)
@@ -168,6 +171,12 @@ class TestRefusalsOfTheHub:
         hub.refuses_cards = True
         assert 'the Hub refuses the card: "license" must be one of' in fail(folder, REPOSITORY)[-1]
         assert hub.repositories == {}
+
+    def test_hub_that_is_down(self, hub, folder):
+        hub.status = 503
+        assert "broke off" in fail(folder, REPOSITORY)[-1]
+        hub.status = 418
+        assert "the Hub refuses owner/model: not today" in fail(folder, REPOSITORY)[-1]
 
     def test_no_hub(self, hub, folder, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

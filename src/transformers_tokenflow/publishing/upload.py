@@ -45,7 +45,7 @@ def upload_model(
         folder: of a model, which was checked.
         repository: `user/name`, or a name alone; it is made if it is not there.
         private: whether nobody else may see it.
-        revision: branch, which is made if it is not there.
+        revision: branch, which is made if it is not there, or a pull request such as `refs/pr/1`, to go on with it.
         create_pr: whether to open a pull request instead of changing the branch.
         token: by default the one that the Hub's own tools use.
 
@@ -60,7 +60,7 @@ def upload_model(
         url = api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.model_info(url.repo_id).private:
             raise PublishError(f"{url.repo_id} is there already, and public: --private can't change that")
-        if revision is not None:
+        if revision is not None and not revision.startswith("refs/"):  # a pull request is there already
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=url.repo_id,
@@ -101,9 +101,7 @@ def readable_errors(repository: str) -> Iterator[None]:
         message = " ".join(str(error).split()) or type(error).__name__
         if "xet-write-token" in message:
             raise PublishError("this Hub has no Xet storage: set HF_HUB_DISABLE_XET=1") from error
-        raise PublishError(
-            f"the upload to {repository} broke off ({message}): the same command goes on where it stopped"
-        ) from error
+        raise PublishError(broken_off(repository, message)) from error
 
 
 def describe_answer(error: HfHubHTTPError, repository: str) -> str:
@@ -114,4 +112,11 @@ def describe_answer(error: HfHubHTTPError, repository: str) -> str:
         return f"the Hub does not know the token: {LOG_IN}"
     if status == 403:
         return f"the token may not write to {repository}: {said}"
+    if status == 429 or (status is not None and status >= 500):
+        return broken_off(repository, said)
     return f"the Hub refuses {repository}: {said}"
+
+
+def broken_off(repository: str, reason: str) -> str:
+    """What to do where nothing is wrong but the moment."""
+    return f"the upload to {repository} broke off ({reason}): the same command goes on where it stopped"
