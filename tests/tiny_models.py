@@ -192,3 +192,12 @@ def tiny_understanding_with_processor(
     tokenizer_config = tiny_config(kind)
     processor = tiny_conversation_processor(tokenizer_config.image_size, tokenizer_config.grid_size**2)
     return tiny_understanding(kind, seed, image_token_id=processor.image_token_id, **overrides), processor
+
+
+def tiny_talker() -> tuple[TokenFlowForConditionalGeneration, TokenFlowProcessor]:
+    """An understanding model and its processor whose answers, for all its random weights, have letters and spaces."""
+    model, processor = tiny_understanding_with_processor()
+    spoken = processor.tokenizer.convert_tokens_to_ids(["▁", "a", "b", "c"])
+    model.generation_config.suppress_tokens = sorted(set(range(UNDERSTANDING_VOCABULARY)) - set(spoken))
+    model.generation_config.no_repeat_ngram_size = 2
+    return model, processor

@@ -48,6 +48,16 @@ label[data-testid="block-label"] ~ div {min-height: 0; flex: 1}
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
+class Upload(gr.Image):
+    """A place for a visitor's picture, given on as its file. gr.Image would decode it, and fail in its own words."""
+
+    is_template = True  # looks like its base class
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of the file."""
+        return None if payload is None else payload.path
+
+
 @contextmanager
 def shown_to_visitor() -> Iterator[None]:
     """What the visitor can put right becomes a message on the page."""
@@ -56,7 +66,7 @@ def shown_to_visitor() -> Iterator[None]:
     except CommandError as error:
         message = str(error)
         sentence = f"{message[:1].upper()}{message[1:]}."
-        raise gr.Error(sentence, duration=8, title="That didn't work", print_exception=False) from error
+        raise gr.Error(sentence, duration=8, print_exception=False) from error
 
 
 def tokens_tab(tokenizer: Tokenizer) -> None:
@@ -65,7 +75,7 @@ def tokens_tab(tokenizer: Tokenizer) -> None:
     names = list(entry_colors(tokenizer.model.quantizer))
     state = gr.State(time_to_live=3600)
     with gr.Row():
-        upload = picture_upload()
+        upload = Upload(label="Picture", height=300, sources=["upload", "clipboard"], buttons=[])
         original = still("As the tokenizer sees it")
         decoded = still("Decoded from the tokens")
     scale = gr.Slider(1, len(scales), len(scales), step=1, label="Scales", info="How many of the scales are decoded")
@@ -91,7 +101,9 @@ def tokens_tab(tokenizer: Tokenizer) -> None:
         return [encoded, encoded.original, *show(encoded, count)]
 
     views = [decoded, facts, *maps]
-    upload.change(read, [upload, scale], [state, original, *views], api_name="encode", **COMPUTING)
+    upload.change(
+        read, [upload, scale], [state, original, *views], show_progress_on=decoded, api_name="encode", **COMPUTING
+    )
     scale.change(show, [state, scale], views, show_progress="hidden", api_visibility="private")
 
 
@@ -121,16 +133,17 @@ def drawing_tab(painter: TextToImagePipeline) -> None:
                 yield pictures[-1][0], pictures
 
     settings, views = [prompt, seed, guidance, top_k, top_p], [picture, steps]
-    gr.on([start.click, prompt.submit], run, settings, views, api_name="draw", **COMPUTING)
+    drawing = {"fn": run, "inputs": settings, "outputs": views, "show_progress_on": picture, **COMPUTING}
+    gr.on([start.click, prompt.submit], api_name="draw", **drawing)
     following = another.click(lambda number: number + 1, seed, seed, queue=False, api_visibility="private")
-    following.then(run, settings, views, api_visibility="private", **COMPUTING)
+    following.then(api_visibility="private", **drawing)
 
 
 def answering_tab(name: str, dtype: str) -> None:
     """A picture and a question, and the answer as it is written. The model is loaded for the first one."""
     load = functools.cache(load_describer)
     with gr.Row():
-        upload = picture_upload()
+        upload = Upload(label="Picture", height=300, sources=["upload", "clipboard"], buttons=[])
         with gr.Column():
             question = gr.Textbox(QUESTIONS[0], label="Question", max_length=500)
             length = gr.Slider(1, 512, 64, step=1, label="Longest answer, in tokens")
@@ -151,14 +164,6 @@ def answering_tab(name: str, dtype: str) -> None:
             yield from answer(describer, picture, text, max_new_tokens)
 
     gr.on([start.click, question.submit], run, [upload, question, length], said, api_name="answer", **COMPUTING)
-
-
-def picture_upload() -> gr.Image:
-    """A place for a visitor's picture, which is given on as the path of its file."""
-    upload = gr.Image(label="Picture", height=300, sources=["upload", "clipboard"], buttons=[])
-    # gr.Image would decode the file, and fail in its own words.
-    upload.preprocess = lambda payload: None if payload is None else payload.path
-    return upload
 
 
 def still(label: str, height: int = 300, buttons: Sequence[str] = ("download",)) -> gr.Image:
@@ -182,6 +187,12 @@ def build(tokenizer: Tokenizer, painter: TextToImagePipeline, understanding: str
         with gr.Tab("Picture + question → answer"):
             answering_tab(understanding, dtype)
     return page.queue(max_size=MAX_WAITING)
+
+
+def serve(page: gr.Blocks, **options: Any) -> None:
+    """Serve the page; `options` of `launch`."""
+    look = {"theme": gr.themes.Soft(**FONTS), "css": CSS, "footer_links": ["api"]}
+    page.launch(max_file_size=MAX_FILE_SIZE, ssr_mode=False, **look, **options)
 
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -210,10 +221,7 @@ def main() -> None:
         models = load_tokenizer(names.tokenizer, dtype=names.dtype), load_painter(names.generator, dtype=names.dtype)
     except CommandError as error:
         raise SystemExit(f"error: {error}") from error
-    page = build(*models, names.understanding, names.dtype)
-    page.launch(
-        max_file_size=MAX_FILE_SIZE, theme=gr.themes.Soft(**FONTS), css=CSS, footer_links=["api"], ssr_mode=False
-    )
+    serve(build(*models, names.understanding, names.dtype))
 
 
 if __name__ == "__main__":

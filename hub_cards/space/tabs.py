@@ -188,8 +188,9 @@ def answer(describer: Describer, picture: Image.Image, question: str, max_new_to
 
     said = ""
     for piece in follow(work, streamer, streamer.end):
-        said += piece
-        yield said.strip()
+        if piece:
+            said += piece
+            yield said.strip()
 
 
 def follow(work: Callable[[Event], Any], items: Iterator[Item], end: Callable[[], None]) -> Iterator[Item]:
