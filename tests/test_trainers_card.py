@@ -39,7 +39,7 @@ def test_card_says_what_was_trained_and_how(tmp_path):
     rows = dict(row for row in cells if len(row) == 2)
     assert rows["trainer"] == "TokenFlowTrainer" and rows["steps"] == "2 of 4 examples"
     assert rows["data"] == "16 examples" and rows["averaged weights"] == "decay 0.5" and rows["seed"] == "3"
-    assert rows["learning rate"] == "0.001, linear" and rows["precision"] == "fp32"
+    assert rows["learning rate"] == "0.001, constant_with_warmup" and rows["precision"] == "fp32"
     assert "loss " in rows["last figures"] and "eval_psnr" in rows["last figures"]
     assert "adapters" not in rows and "runtime" not in rows["last figures"]
 
