@@ -138,7 +138,8 @@ def publish(
         show(as_json, facts)
         for problem in result.problems:
             say(f"  {problem}")
-        fail(f"nothing was uploaded: {len(result.problems)} problems with {folder}")
+        count = len(result.problems)
+        fail(f"nothing was uploaded: {count} problem{'s' * (count > 1)} with {folder}")
     if dry_run:
         say(f"nothing is wrong: {result.files} files, {result.size / 1e6:,.1f} MB, would be uploaded")
     show(as_json, facts, result.url)
