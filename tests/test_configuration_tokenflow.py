@@ -13,7 +13,7 @@ from tiny_models import ALL_KINDS, tiny_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from transformers_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
+from transformers_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig
 from transformers_tokenflow.configuration_tokenflow import PRESETS, TokenFlowSemanticDecoderConfig
 
 
@@ -133,6 +133,8 @@ def test_derived_values():
         ("teacher_hidden_size", 0),
         ("decoder_channels", 0),
         ("decoder_num_res_blocks", 0),
+        ("decoder_num_res_blocks", 10**9),
+        ("pixel_num_res_blocks", 1001),
         ("semantic_codebook_dim", -1),
         ("distance_weight", -0.5),
         ("codebook_weight", float("nan")),
@@ -159,6 +161,17 @@ def test_impossible_values(field: str, value: object):
 def test_impossible_normalisation(mean: list[float], std: list[float] | None):
     with pytest.raises(ValueError, match="semantic_image_std"):
         tiny_config(semantic_image_mean=mean, semantic_image_std=std)
+
+
+def test_depths_without_bounds_are_refused_before_anything_is_built():
+    message = "`num_hidden_layers` must be at most 1000; got 1000000"
+    deep = {"num_hidden_layers": 10**6}
+    for fields in ({"semantic_config": {"model_type": "clip_vision_model", **deep}}, {"semantic_decoder_config": deep}):
+        with pytest.raises(ValueError, match=message):
+            TokenFlowConfig(**fields)
+    for config_class in (TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig):
+        with pytest.raises(ValueError, match=message):
+            config_class(text_config=deep)
 
 
 def test_a_codebook_is_needed():

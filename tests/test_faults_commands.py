@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import SEEDS, fork, kill_after, kill_at_write, needs_fork, small_disk, wait
+from model_checks import assert_same_tensors
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_cli import fail, succeed
 from tiny_models import tiny_model
@@ -218,6 +220,31 @@ class TestConvert:
             enlarge(50_000_000)
             succeed("convert", checkpoint, target, "--set", HEADS[0], "--set", HEADS[1])
             assert isinstance(load_tokenizer(str(target)), Tokenizer)
+
+
+class TestSave:
+    @needs_fork
+    @pytest.mark.parametrize("number", [2, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 30))])
+    def test_killed_before_any_write(self, number, tmp_path):
+        """A model's folder gives the model, or an error."""
+        model, target = tiny_model(), tmp_path / "model"
+        assert kill_at_write(lambda: model.save_pretrained(target), tmp_path, number) in (-9, 0)
+        try:
+            loaded = load_tokenizer(str(target))
+        except CommandError:
+            return
+        assert_same_tensors(loaded.model, model)
+
+    def test_full_disk(self, tmp_path):
+        with small_disk(tmp_path / "disk", 100_000) as enlarge:
+            model, target = tiny_model(), tmp_path / "disk" / "model"
+            with pytest.raises((OSError, SafetensorError), match="No space left on device"):
+                model.save_pretrained(target)
+            with pytest.raises(CommandError):
+                load_tokenizer(str(target))
+            enlarge(10_000_000)
+            model.save_pretrained(target)
+            assert_same_tensors(load_tokenizer(str(target)).model, model)
 
 
 class TestDamagedModels:

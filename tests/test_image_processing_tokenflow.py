@@ -523,6 +523,8 @@ class TestRemoteCode:
             "image_processing_tokenflow.py",
             "image_processing_pil_tokenflow.py",
             "image_reading_tokenflow.py",
+            "card_tokenflow.py",
+            "push_tokenflow.py",
         }
         assert json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"] == {
             "AutoImageProcessor": [

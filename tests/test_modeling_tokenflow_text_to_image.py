@@ -20,7 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_peft_available
 
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowModel
-from transformers_tokenflow.modeling_tokenflow_text_to_image import TokenFlowTextToImageOutput
+from transformers_tokenflow.modeling_tokenflow_text_to_image import (
+    TokenFlowTextToImageModel,
+    TokenFlowTextToImageOutput,
+)
 
 CODEBOOK_SIZE, NUM_CODES, NUM_LAYERS, NUM_HEADS, HIDDEN_SIZE = 48, 21, 2, 4, 32
 PREFIXES = [1, 5, 21]
@@ -260,7 +263,7 @@ def test_wrong_inputs():
 
 def test_codes_that_do_not_fit():
     model, codes = tiny(), numbers(2, NUM_CODES)
-    with pytest.raises(ValueError, match="2 pictures.*got 3"):
+    with pytest.raises(ValueError, match=r"2 pictures.*got \(3, "):
         model(prompts(), codes=numbers(3, NUM_CODES))
     for wrong in (CODEBOOK_SIZE, -1):
         codes[1, 2] = wrong
@@ -512,6 +515,20 @@ def test_generation_config_is_saved(tmp_path: Path, transformers_log: list[str])
     assert again.to_dict() == loaded.generation_config.to_dict()
     assert own.items() <= again.to_dict().items()
     assert not transformers_log
+
+
+def test_layers_saved_alone_load_again(tmp_path: Path, transformers_log: list[str]):
+    """The heads and the tokenizer are then made anew, and named."""
+    model = tiny()
+    model.model.save_pretrained(tmp_path)
+    assert model.model.config is model.config.text_config
+    model.set_attn_implementation("eager")
+    assert not transformers_log
+    assert_same_tensors(model.model, TokenFlowTextToImageModel.from_pretrained(tmp_path))
+    loaded, report = TokenFlowForTextToImage.from_pretrained(tmp_path, output_loading_info=True)
+    assert_same_tensors(model.model, loaded.model)
+    missing = {name.split(".")[0] for name in report["missing_keys"]}
+    assert missing == {"visual_head", "text_head", "tokenizer"} and not report["unexpected_keys"]
 
 
 def test_the_tokenizer_inside_can_be_loaded_alone(tmp_path: Path, transformers_log: list[str]):

@@ -341,14 +341,6 @@ class TestLoading:
         assert names[0] == names[1] and "processor_config.json" in names[0]
         assert "custom_pipelines" not in vars(painter.model.config)
 
-    def test_pushing_takes_the_processor_along(self, painter, tmp_path, monkeypatch):
-        calls = []
-        for part in (painter.model, painter.processor):
-            monkeypatch.setattr(part, "save_pretrained", lambda folder, **options: calls.append(options), raising=False)
-        painter.save_pretrained(tmp_path, max_shard_size="1GB", push_to_hub=True, repo_id="me/mine")
-        hub = {"push_to_hub": True, "repo_id": "me/mine"}
-        assert calls == [{"max_shard_size": "1GB", **hub}, hub]
-
     def test_every_saved_generator_brings_the_pipeline_along(self, folder):
         """`Trainer`, too, saves model and processor, and no pipeline."""
         assert (folder / "pipeline_tokenflow.py").is_file()

@@ -290,15 +290,6 @@ class TestSaving:
         loaded.save_pretrained(folder)
         assert type(TokenFlowPipeline.from_pretrained(folder)) is TokenFlowPipeline
 
-    def test_pushing(self, pipe, tmp_path, monkeypatch):
-        pushed = {}
-        monkeypatch.setattr(
-            TokenFlowPipeline, "push_to_hub", lambda self, name, **options: pushed.update({name: options})
-        )
-        pipe.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
-        pipe.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/other")
-        assert pushed == {"mine": {"variant": None, "private": True}, "me/other": {"variant": None}}
-
 
 def test_the_module_stands_alone():
     """diffusers copies it out of a folder without what it imports from there."""

@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 HERE = Path(__file__).resolve().parent
 PICTURES = sorted(str(path) for path in (HERE / "pictures").iterdir() if path.suffix != ".md")
 PROMPTS = ["a red apple", "a tiger face", "a rocket, twemoji style", "a slice of pizza", "a butterfly, noto style"]
-QUESTIONS = ["What is in this picture?", "What color is it?", "Is it an animal?"]
+QUESTIONS = ["what is it?", "what is its main colour?", "which style is it drawn in?", "is it a tiger face?"]
 MAX_FILE_SIZE = "10mb"
 MAX_WAITING = 20
 # One visitor at a time: all tabs share the processor.

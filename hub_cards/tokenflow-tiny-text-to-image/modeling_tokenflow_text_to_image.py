@@ -156,6 +156,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
     def __init__(self, config: TokenFlowTextToImageConfig):
         text, tokenizer = config.text_config, config.tokenizer_config
         super().__init__(text)
+        self.whole_config = config
         self.scales, self.num_image_tokens = tokenizer.scales, tokenizer.num_image_tokens
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, text.pad_token_id)
         self.projector = TokenFlowProjector(tokenizer.quantized_dim, text.hidden_size)
@@ -168,6 +169,14 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
         self.norm = LlamaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(text)
         self.post_init()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """With the whole configuration, where the layers' own would not do to load them again."""
+        text, self.config = self.config, self.whole_config
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config = text
 
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Text without image positions: (B, T) -> (B, T, D)"""
@@ -372,14 +381,21 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             with torch.no_grad():
                 codes = self.tokenizer.encode(pixel_values).codes
             labels = codes if labels is None else labels
+        if labels is not None and labels.dim() != 2:
+            raise ValueError(f"expected labels of shape (batch, length); got {tuple(labels.shape)}")
         if codes is None and labels is not None:
             codes = labels.clamp(min=0)
+        elif labels is not None and labels is not codes:
+            self.tokenizer._check_codes(labels.clamp(min=0))
         return codes, labels
 
     def _check_codes(self, codes: torch.Tensor, num_prompts: int) -> None:
         self.tokenizer._check_codes(codes)
-        if len(codes) != num_prompts:
-            raise ValueError(f"expected codes of {num_prompts} pictures, one for each prompt; got {len(codes)}")
+        if codes.dim() != 2 or len(codes) != num_prompts:
+            raise ValueError(
+                f"expected codes (batch, length) of {num_prompts} pictures, one for each prompt; got "
+                f"{tuple(codes.shape)}"
+            )
 
     def _check_end(self, end_ids: torch.Tensor, num_codes: int) -> None:
         if self.text_head is None:

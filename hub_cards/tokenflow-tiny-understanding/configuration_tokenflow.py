@@ -103,17 +103,22 @@ class TokenFlowConfig(PreTrainedConfig):
         semantic_image_mean, semantic_image_std (`list[float]`, *optional*):
             Pictures are brought to [0, 1] and standardised with these for the semantic encoder. `None`: it sees the
             same [-1, 1] pixels as the pixel encoder.
-        pixel_channels (`int`, defaults to 128), pixel_channel_multipliers (`list[int]`), pixel_num_res_blocks (`int`,
-        defaults to 2), pixel_latent_channels (`int`, defaults to 256):
-            Widths and depth of the convolutional pixel encoder, highest resolution first. Every level but the last
-            halves the resolution.
+        pixel_channels (`int`, defaults to 128):
+            What the widths of the convolutional pixel encoder are multiples of.
+        pixel_channel_multipliers (`list[int]`, defaults to `[1, 1, 2, 2, 4]`):
+            How many times that its levels are wide, highest resolution first. Every level but the last halves the
+            resolution.
+        pixel_num_res_blocks (`int`, defaults to 2):
+            Residual blocks of each level.
+        pixel_latent_channels (`int`, defaults to 256):
+            Its last width, before the projection to the codebook.
         pixel_patch_size (`int`, defaults to 1):
             Side of the pixel blocks that are folded into channels before the first level and unfolded after the last.
         pixel_attention_levels (`list[int]`, defaults to `[-1]`):
             Levels whose residual blocks are each followed by self-attention (-1: the lowest).
         norm_num_groups (`int`, defaults to 32):
             Groups of the group norms.
-        decoder_channels (`int`, *optional*), decoder_num_res_blocks (`int`, *optional*):
+        decoder_channels, decoder_num_res_blocks (`int`, *optional*):
             Of the pixel decoder where they differ from the encoder's; the enhanced decoder doubles both.
         semantic_decoder_config (`TokenFlowSemanticDecoderConfig` or `dict`):
             Transformer blocks of the semantic decoder.

@@ -256,9 +256,9 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers; got {codes.dtype}")
-        if codes.numel() == 0:
+        if codes.dim() == 2 and len(codes) == 0:
             raise ValueError(f"expected codes of at least one picture; got none, of shape {tuple(codes.shape)}")
-        if torch.compiler.is_compiling() or codes.is_meta:
+        if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
             return
         if not 0 <= codes.min() <= codes.max() < self.config.codebook_size:
             raise ValueError(

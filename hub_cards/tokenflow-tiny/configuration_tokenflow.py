@@ -37,6 +37,9 @@ NOT_NEGATIVE = (
     "initializer_range",
 )
 
+# Layers of any part. A larger number, by a slip or by malice, would have modules built until the memory is full.
+DEEPEST = 1000
+
 SIGLIP_SO400M_384 = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -100,17 +103,22 @@ class TokenFlowConfig(PreTrainedConfig):
         semantic_image_mean, semantic_image_std (`list[float]`, *optional*):
             Pictures are brought to [0, 1] and standardised with these for the semantic encoder. `None`: it sees the
             same [-1, 1] pixels as the pixel encoder.
-        pixel_channels (`int`, defaults to 128), pixel_channel_multipliers (`list[int]`), pixel_num_res_blocks (`int`,
-        defaults to 2), pixel_latent_channels (`int`, defaults to 256):
-            Widths and depth of the convolutional pixel encoder, highest resolution first. Every level but the last
-            halves the resolution.
+        pixel_channels (`int`, defaults to 128):
+            What the widths of the convolutional pixel encoder are multiples of.
+        pixel_channel_multipliers (`list[int]`, defaults to `[1, 1, 2, 2, 4]`):
+            How many times that its levels are wide, highest resolution first. Every level but the last halves the
+            resolution.
+        pixel_num_res_blocks (`int`, defaults to 2):
+            Residual blocks of each level.
+        pixel_latent_channels (`int`, defaults to 256):
+            Its last width, before the projection to the codebook.
         pixel_patch_size (`int`, defaults to 1):
             Side of the pixel blocks that are folded into channels before the first level and unfolded after the last.
         pixel_attention_levels (`list[int]`, defaults to `[-1]`):
             Levels whose residual blocks are each followed by self-attention (-1: the lowest).
         norm_num_groups (`int`, defaults to 32):
             Groups of the group norms.
-        decoder_channels (`int`, *optional*), decoder_num_res_blocks (`int`, *optional*):
+        decoder_channels, decoder_num_res_blocks (`int`, *optional*):
             Of the pixel decoder where they differ from the encoder's; the enhanced decoder doubles both.
         semantic_decoder_config (`TokenFlowSemanticDecoderConfig` or `dict`):
             Transformer blocks of the semantic decoder.
@@ -166,6 +174,9 @@ class TokenFlowConfig(PreTrainedConfig):
         self._warn_of_typos(kwargs)
         self._check_sizes()
         self._check_pixel_levels()
+        check_depth(self, "pixel_num_res_blocks", "decoder_num_res_blocks")
+        check_depth(self.semantic_config, "num_hidden_layers")
+        check_depth(self.semantic_decoder_config, "num_hidden_layers")
 
     def _warn_of_typos(self, unknown: Iterable[str]) -> None:
         """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
@@ -263,6 +274,17 @@ class TokenFlowConfig(PreTrainedConfig):
         return cls(**deepcopy(fields))
 
 
+def check_depth(config: PreTrainedConfig, *names: str) -> None:
+    """
+    Raises:
+        ValueError: numbers of layers, by the names of the fields, are larger than those of any model.
+    """
+    for name in names:
+        depth = getattr(config, name, None)
+        if isinstance(depth, int) and depth > DEEPEST:
+            raise ValueError(f"`{name}` must be at most {DEEPEST}; got {depth}")
+
+
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
 
@@ -358,6 +380,7 @@ class TokenFlowTextToImageConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if custom_pipelines is not None and __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
+        check_depth(self.text_config, "num_hidden_layers")
         if self.tokenizer_config.scales[0] != 1:
             raise ValueError(
                 "`tokenizer_config.scales` must begin with 1, which is predicted at the prompt's last token; got "
@@ -432,6 +455,7 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        check_depth(self.text_config, "num_hidden_layers")
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         if self.feature_strategy not in FEATURE_STRATEGIES:
             raise ValueError(

@@ -84,7 +84,7 @@ def left_aligned(
             f"expected input_ids and attention_mask of one shape (batch, length); got {tuple(input_ids.shape)} and "
             f"{tuple(attention_mask.shape)}"
         )
-    attention_mask = attention_mask.to(input_ids.device, torch.long)
+    attention_mask = (attention_mask != 0).to(input_ids.device, torch.long)
     order = attention_mask.argsort(dim=1, stable=True)
     if not (torch.compiler.is_compiling() or input_ids.is_meta):  # where shapes can't depend on values
         lengths = attention_mask.sum(dim=1)

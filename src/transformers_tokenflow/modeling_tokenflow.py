@@ -191,7 +191,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
             raise ValueError(f"expected pixel_values of shape (batch, 3, size, size); got {shape}")
         if not pixel_values.is_floating_point():
             raise ValueError(f"expected pixel_values to be floats in [-1, 1]; got {pixel_values.dtype}")
@@ -254,8 +254,10 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1])
 
     def _check_codes(self, codes: torch.Tensor) -> None:
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers; got {codes.dtype}")
+        if codes.dim() == 2 and len(codes) == 0:
+            raise ValueError(f"expected codes of at least one picture; got none, of shape {tuple(codes.shape)}")
         if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
             return
         if not 0 <= codes.min() <= codes.max() < self.config.codebook_size:

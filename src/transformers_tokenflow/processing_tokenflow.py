@@ -27,6 +27,8 @@ TEXT_OPTIONS = {
     "truncation",
     "verbose",
 }
+# More than tokens have on average: what lies beyond is cut unread, since there may be megabytes of it.
+CHARACTERS_PER_TOKEN = 64
 OFFICIAL_NEGATIVE_PROMPT = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
     "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
@@ -187,10 +189,12 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         start = self._encode([self.image_start])[0]
         limit = self.max_prompt_length if max_length is None else max_length - len(start)
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        rows = [bos + row for row in self._encode(texts)]
-        if truncation and truncation != "do_not_truncate":
-            if limit < 1:
-                raise ValueError(f"max_length must leave room for a text before {len(start)} tokens; got {max_length}")
+        is_cut = bool(truncation) and truncation != "do_not_truncate"
+        if is_cut and limit < 1:
+            raise ValueError(f"max_length must leave room for a text before {len(start)} tokens; got {max_length}")
+        longest = limit * CHARACTERS_PER_TOKEN if is_cut else None
+        rows = [bos + row for row in self._encode([text[:longest] for text in texts])]
+        if is_cut:
             for text, row in zip(texts, rows, strict=True):
                 if len(row) > limit:
                     logger.warning(f"a prompt of {len(row)} tokens is cut to the first {limit}: {shorten(text)!r}")
@@ -288,13 +292,19 @@ def as_texts(text: str | list[str]) -> list[str]:
     A text or texts as a list.
 
     Raises:
-        ValueError: there are none, or one is no string.
+        ValueError: there are none, or one is no string, or none that can be written.
     """
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, Sequence) or not all(isinstance(item, str) for item in texts):
         raise ValueError(f"text must be a string or a list of strings; got {shorten(repr(text))}")
     if not texts:
         raise ValueError("text must hold at least one string; got an empty list")
+    for item in texts:
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            what = f"half a character at {error.start} of {shorten(repr(item))}"
+            raise ValueError(f"text must be Unicode; got {what}") from error
     return list(texts)
 
 

@@ -14,6 +14,7 @@ LARGEST_TILE = 256
 GAP = 8
 TEXT_SIZE = 13
 TEXT_HEIGHT = 18
+LONGEST_CAPTION = 300
 INK = (30, 30, 30)
 PAPER = (255, 255, 255)
 
@@ -102,6 +103,7 @@ def _resize(picture: Image.Image, tile: int) -> Image.Image:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
     """A text broken at spaces into lines that fit a width in pixels, the last one shortened."""
+    text = text[:LONGEST_CAPTION]  # measuring takes time that grows with the square of the length
     wrapped: list[str] = []
     rest = text.split()
     while rest and len(wrapped) < lines - 1:

@@ -84,7 +84,7 @@ def load_painter(name: str | None = None, device: str = "auto", dtype: str = "fl
     check_model_type(name, TokenFlowTextToImageConfig, "generator")
     model: Any = load_model(name, getattr(torch, dtype), TokenFlowForTextToImage)
     try:
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # missing and damaged files each fail in a way of their own
         raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
     return TextToImagePipeline(model=model, processor=processor, task="text-to-image", device=target)

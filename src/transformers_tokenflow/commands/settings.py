@@ -36,7 +36,7 @@ def read_value(text: str) -> Any:
         raise CommandError(f"--set needs `pip install pyyaml`: {one_line(error)}") from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # the first of dates that don't exist
         raise CommandError(f"the value {text!r} of --set can't be read: {one_line(error)}") from error
 
 

@@ -22,6 +22,8 @@ from .memory import InParts
 logger = logging.get_logger(__name__)
 
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny"
+# How much larger than a model's pictures those of its image processor may be before they only fill the memory.
+LARGEST_RATIO = 16
 
 
 def codebook_hash(model: TokenFlowModel) -> str:
@@ -88,14 +90,28 @@ def load_tokenizer(name: str | None = None, device: str = "auto", dtype: str = "
 
 
 def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcessorMixin:
-    """The image processor saved with a model, or without one the default at the model's size."""
+    """
+    The image processor saved with a model, or without one the default at the model's size.
+
+    Raises:
+        CommandError: it is damaged, another's, or makes pictures far larger than the model's.
+    """
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
         logger.warning(f"{name} has no preprocessor_config.json: pictures are resized and cropped to the model's size")
         return make_processor(size={"shortest_edge": config.image_size})
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise CommandError(f"the image processor of {name} can't be loaded: {one_line(error)}") from error
+    if not isinstance(processor, TokenFlowImageProcessorMixin):
+        raise CommandError(f"the image processor of {name} is none of TokenFlow's: it is a {type(processor).__name__}")
+    sizes = {**dict(processor.size or {}), **dict(processor.crop_size or {})}
+    if max(sizes.values(), default=0) > LARGEST_RATIO * config.image_size:
+        raise CommandError(
+            f"the image processor of {name} makes pictures of {max(sizes.values())} pixels, of which the model takes "
+            f"{config.image_size}"
+        )
+    return processor
 
 
 def make_processor(**options: Any) -> TokenFlowImageProcessorMixin:

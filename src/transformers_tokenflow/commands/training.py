@@ -39,7 +39,7 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
             raise CommandError(f"--set {key}: a key begins with one of {sections}")
     try:
         recipe = recipes.read_recipe(path, overrides)
-    except (ValueError, OSError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, OSError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise CommandError(f"the recipe {path} can't be read: {one_line(error)}") from error
     try:
         return recipes.train(recipe)

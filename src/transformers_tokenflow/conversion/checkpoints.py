@@ -3,14 +3,12 @@
 
 import argparse
 import json
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 StateDict = Mapping[str, torch.Tensor]
@@ -42,7 +40,9 @@ def load_official_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         # Training scripts store their arguments beside the weights: a Namespace, which holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             container = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except OSError:  # it is missing, or not ours to read
+        raise
+    except Exception as error:  # of every kind, where a damaged file is unpickled
         raise ValueError(f"{path} can't be read as a checkpoint of plain tensors: {error}") from error
     for key in CONTAINER_KEYS:
         if isinstance(container, dict) and isinstance(container.get(key), dict):
@@ -133,7 +133,7 @@ def read_index(path: Path) -> list[Path]:
         shards = [path.parent / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of shards, which has a weight_map of keys to file names") from error
-    if not shards or any(Path(name).name != name for name in names):
+    if not shards or any(not name or Path(name).name != name for name in names):
         raise ValueError(f"{path} must name shards beside itself; got {', '.join(names) or 'none'}")
     return shards
 

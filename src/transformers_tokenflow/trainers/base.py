@@ -180,6 +180,7 @@ class BaseTrainer(CardTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As Trainer's, but whole, or not at all: Trainer's state, which is written last, marks what is whole."""
+        self._check_weights()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run that came as far
@@ -210,10 +211,10 @@ class BaseTrainer(CardTrainer):
         Raises:
             FloatingPointError: weights are no numbers.
         """
-        self._check_weights()
         if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call=True)
             return
+        self._check_weights()
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
