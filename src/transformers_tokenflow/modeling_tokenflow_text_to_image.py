@@ -172,7 +172,8 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """With the whole configuration, where the layers' own would not do to load them again."""
-        text, self.config = self.config, self.whole_config
+        text: Any = self.config
+        self.config: Any = self.whole_config
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
