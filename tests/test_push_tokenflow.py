@@ -220,6 +220,11 @@ def test_card_of_a_model_that_reads_pictures(hub):
     assert "places of a picture in a text | 16 |" in card.text and 'pipeline("image-text-to-text"' in card.text
 
 
+def test_part_of_a_model(hub):
+    tiny_text_to_image()[0].model.push_to_hub(REPOSITORY)
+    assert "language model | llama, 2 layers" in card_of(hub).text and card_of(hub).data.pipeline_tag == "text-to-image"
+
+
 def test_config_names_its_code(hub):
     tiny_text_to_image()[0].push_to_hub(REPOSITORY)
     config = json.loads(files_of(hub)["config.json"])

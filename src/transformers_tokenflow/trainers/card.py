@@ -59,7 +59,7 @@ class CardTrainer(Trainer):
             training=describe_training(self, as_list(dataset)),
             language=language,
             license=license,
-            base_model=finetuned_from or find_base_model(model.config, repository),
+            base_model=finetuned_from or find_base_model(model.config.name_or_path, repository),
             datasets=dataset_tags,
         )
         written = read_card(folder)
