@@ -67,7 +67,7 @@ typecheck: setup ## Check the package's types
 	$(BIN)/mypy
 
 docs: setup ## Build the documentation as a site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## Measure all three models against the naive ways, LLaVA and the machine's peak
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
