@@ -11,8 +11,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-from transformers import PreTrainedConfig
-from transformers.utils import PushToHubMixin
+from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from .card_tokenflow import add_tags, combine_cards, make_model_card, make_processor_card
 
@@ -110,27 +109,28 @@ class TokenFlowPushMixin(PushToHubMixin):
 
     def write_card(self, repo_id: str, folder: Path, written: str | None, tags: Iterable[str] = ()) -> str:
         """The text of the card of what is in a folder, where `written` is there already."""
-        config = getattr(self, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            return combine_cards(self._make_card(config, repo_id, folder), written, tags)
+        if hasattr(self, "config_class"):
+            return combine_cards(self._make_card(repo_id, folder), written, tags)
         if written is not None:
             return add_tags(written, list(tags))  # a processor knows less than whoever wrote this
         auto_class = getattr(self, "_auto_class", None) or "AutoProcessor"
         return combine_cards(make_processor_card(repo_id, auto_class), None, tags)
 
-    def _make_card(self, config: PreTrainedConfig, repo_id: str, folder: Path) -> ModelCard:
+    def _make_card(self, repo_id: str, folder: Path) -> ModelCard:
+        model: Any = self
+        # What a part of a model is saved with is the whole one's. Adapters are saved without.
+        is_saved = (folder / CONFIG_NAME).is_file()
         return make_model_card(
-            config,
+            model.config_class.from_pretrained(folder) if is_saved else model.config,
             repo_id,
-            parameters=self.num_parameters(),  # type: ignore[attr-defined]
+            parameters=model.num_parameters(),
             for_diffusers=(folder / "model_index.json").is_file(),
-            base_model=find_base_model(config, repo_id),
+            base_model=find_base_model(model.name_or_path, repo_id),
         )
 
 
-def find_base_model(config: PreTrainedConfig, repo_id: str | None = None) -> str | None:
+def find_base_model(name: str, repo_id: str | None = None) -> str | None:
     """The repository that a model was loaded from, unless that is the one that it goes to; None if it is from none."""
-    name = config.name_or_path
     is_from_hub = REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
     return name if is_from_hub and name != repo_id else None
 

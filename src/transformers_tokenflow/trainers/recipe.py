@@ -61,6 +61,9 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
             f"{path} must hold the sections model, data and training, and may hold teacher and evaluation; "
             f"got {sorted(recipe) if isinstance(recipe, dict) else type(recipe).__name__}"
         )
+    for name in ("model", "data", "training"):
+        if not isinstance(recipe[name], dict):
+            raise ValueError(f"{path} must hold settings under {name}; got {recipe[name]!r}")
     for dotted, value in (overrides or {}).items():
         *parents, name = dotted.split(".")
         section = recipe
