@@ -165,6 +165,8 @@ class TokenFlowConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_depth(self.semantic_config, "num_hidden_layers")
+        check_depth(self.semantic_decoder_config, "num_hidden_layers")
         super().__post_init__(**kwargs)
         self.scales = [int(scale) for scale in self.scales]
         if self.decoder_channels is None:
@@ -175,8 +177,6 @@ class TokenFlowConfig(PreTrainedConfig):
         self._check_sizes()
         self._check_pixel_levels()
         check_depth(self, "pixel_num_res_blocks", "decoder_num_res_blocks")
-        check_depth(self.semantic_config, "num_hidden_layers")
-        check_depth(self.semantic_decoder_config, "num_hidden_layers")
 
     def _warn_of_typos(self, unknown: Iterable[str]) -> None:
         """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
@@ -274,13 +274,15 @@ class TokenFlowConfig(PreTrainedConfig):
         return cls(**deepcopy(fields))
 
 
-def check_depth(config: PreTrainedConfig, *names: str) -> None:
+def check_depth(config: PreTrainedConfig | dict[str, Any] | None, *names: str) -> None:
     """
+    Look at numbers of layers, of a configuration or of the fields that it will be made of.
+
     Raises:
-        ValueError: numbers of layers, by the names of the fields, are larger than those of any model.
+        ValueError: they are larger than those of any model.
     """
     for name in names:
-        depth = getattr(config, name, None)
+        depth = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
         if isinstance(depth, int) and depth > DEEPEST:
             raise ValueError(f"`{name}` must be at most {DEEPEST}; got {depth}")
 
@@ -377,10 +379,10 @@ class TokenFlowTextToImageConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # transformers asks to trust remote code whenever this key is there, so only remote code keeps it.
         custom_pipelines = kwargs.pop("custom_pipelines", None)
+        check_depth(self.text_config, "num_hidden_layers")
         super().__post_init__(**kwargs)
         if custom_pipelines is not None and __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
-        check_depth(self.text_config, "num_hidden_layers")
         if self.tokenizer_config.scales[0] != 1:
             raise ValueError(
                 "`tokenizer_config.scales` must begin with 1, which is predicted at the prompt's last token; got "
@@ -454,8 +456,8 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
         check_depth(self.text_config, "num_hidden_layers")
+        super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         if self.feature_strategy not in FEATURE_STRATEGIES:
             raise ValueError(
