@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 # gradio refuses the Pillow that all else is tested with: the page has one of its own, on top of .venv's other packages.
 SPACE := $(VENV)/space
 SPACE_STAMP := $(SPACE)/.installed
+PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # One process per core, each with one thread, is faster than one process with all of them.
 WORKERS ?= auto
 PYTEST_ARGS ?=
@@ -32,8 +33,8 @@ demo: setup ## Reconstruct pictures and draw new ones from prompts; IMAGES="a.jp
 
 $(SPACE_STAMP): $(STAMP) constraints-space.txt
 	$(BIN)/python -m venv --without-pip $(SPACE)
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir({!r})".format(sysconfig.get_path("purelib")))' \
-		| tee $(SPACE)/lib/python*/site-packages/packages-of-venv.pth
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(PACKAGES))')" \
+		> $$($(SPACE)/bin/python -c $(PACKAGES))/packages-of-venv.pth
 	$(BIN)/python -m pip --python $(SPACE)/bin/python install --quiet --disable-pip-version-check \
 		-c constraints-space.txt -e '.[space-test]'
 	@touch $@
