@@ -135,7 +135,7 @@ def drawing_tab(painter: TextToImagePipeline) -> None:
     settings, views = [prompt, seed, guidance, top_k, top_p], [picture, steps]
     drawing = {"fn": run, "inputs": settings, "outputs": views, "show_progress_on": picture, **COMPUTING}
     gr.on([start.click, prompt.submit], api_name="draw", **drawing)
-    following = another.click(lambda number: number + 1, seed, seed, queue=False, api_visibility="private")
+    following = another.click(lambda number: (number or 0) + 1, seed, seed, queue=False, api_visibility="private")
     following.then(api_visibility="private", **drawing)
 
 

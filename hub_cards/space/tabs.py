@@ -103,7 +103,7 @@ def encode(picture: Image.Image, tokenizer: Tokenizer) -> Encoded:
 
 
 def draw(
-    painter: TextToImagePipeline, prompt: str, seed: int, guidance_scale: float, top_k: str, top_p: str
+    painter: TextToImagePipeline, prompt: str, seed: int | None, guidance_scale: float, top_k: str, top_p: str
 ) -> Iterator[list[tuple[Image.Image, str]]]:
     """
     Draw a picture.
@@ -111,7 +111,7 @@ def draw(
     Args:
         painter: the pipeline.
         prompt: its text.
-        seed: the same one draws the same picture.
+        seed: the same one draws the same picture; none is 0.
         guidance_scale: how much the prompt counts.
         top_k, top_p: numbers with commas between them, one for each pass over a scale.
 
@@ -133,7 +133,7 @@ def draw(
                 raise InterruptedError
             finished.put((index, codes))
 
-        options = {"seed": int(seed), "guidance_scale": guidance_scale, **settings}
+        options: dict[str, Any] = {"seed": int(seed or 0), "guidance_scale": guidance_scale, **settings}
         painter(prompt.strip(), output_type="latent", callback_on_scale_end=put, **options)
 
     pictures: list[tuple[Image.Image, str]] = []
