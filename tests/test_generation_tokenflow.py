@@ -762,6 +762,12 @@ def test_padding_goes_to_the_left(masks: list[list[bool]]):
         assert aligned_mask[row].tolist() == [0] * (aligned.shape[1] - length) + [1] * length
 
 
+@pytest.mark.parametrize("mask", [torch.tensor([[0, 7, -1]]), torch.tensor([[False, True, True]])])
+def test_whatever_is_not_zero_is_no_padding(mask: torch.Tensor):
+    aligned, aligned_mask = left_aligned(torch.tensor([[5, 6, 7]]), mask)
+    assert aligned.tolist() == [[6, 7]] and aligned_mask.tolist() == [[1, 1]]
+
+
 def test_placement(own: TokenFlowForTextToImage):
     """accelerate's hooks say where an offloaded model computes."""
     assert own._execution_device == torch.device("cpu")

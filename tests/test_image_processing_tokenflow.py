@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.processing_utils import ImagesKwargs
 
+from transformers_tokenflow import image_reading_tokenflow
 from transformers_tokenflow.image_processing_pil_tokenflow import TokenFlowImageProcessorPil
 from transformers_tokenflow.image_processing_tokenflow import TokenFlowImageProcessor, halve_axis
-from transformers_tokenflow.image_reading_tokenflow import TRANSPOSITIONS
+from transformers_tokenflow.image_reading_tokenflow import TRANSPOSITIONS, picture_to_tensor, turn_upright, upright_size
 
 BACKENDS = [TokenFlowImageProcessor, TokenFlowImageProcessorPil]
 both_backends = pytest.mark.parametrize("processor_class", BACKENDS)
@@ -183,6 +184,20 @@ class TestKindsOfPictures:
             Image.open(file),
         ):
             assert np.array_equal(bytes_of(processor, picture)[..., 1], bytes_)
+
+    def test_transparency_in_parts(self, monkeypatch):
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randint(0, 256, (4, 33, 20), generator=generator, dtype=torch.uint8)
+        expected = [picture_to_tensor(image), picture_to_tensor(image.float() / 255)]
+        monkeypatch.setattr(image_reading_tokenflow, "PIXELS_CHUNK", 100)
+        assert torch.equal(picture_to_tensor(image), expected[0])
+        assert torch.equal(picture_to_tensor(image.float() / 255), expected[1])
+
+    @pytest.mark.parametrize("orientation", [*range(10), 6.0, "6", None])
+    def test_upright_size(self, orientation, monkeypatch):
+        image = Image.new("L", (5, 3))
+        monkeypatch.setattr(Image.Image, "getexif", lambda self: {0x0112: orientation})
+        assert upright_size(image) == turn_upright(image).size
 
     @both_backends
     @pytest.mark.parametrize("kind", ["RGBA", "LA", "La", "RGBa", "PA", "numpy", "float", "tensor"])

@@ -189,7 +189,15 @@ def test_codes_out_of_range(code: int):
         tiny_model("clip").decode(codes)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_no_pictures():
+    model = tiny_model("clip")
+    with pytest.raises(ValueError, match=r"at least one picture; got none, of shape \(0, 21\)"):
+        model.decode(torch.zeros(0, 21, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"got \(0, 3, 32, 32\)"):
+        model.encode(torch.zeros(0, 3, 32, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
 def test_codes_that_are_no_integers(dtype: torch.dtype):
     with pytest.raises(ValueError, match=str(dtype)):
         tiny_model("clip").decode(torch.zeros(1, 21, dtype=dtype))

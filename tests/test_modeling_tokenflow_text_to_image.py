@@ -259,6 +259,10 @@ def test_wrong_inputs():
         model(prompts(), codes=codes[:, :4])
     with pytest.raises(ValueError, match="21 labels, but 5 predictions"):
         model(prompts(), codes=codes[:, :1], labels=codes)
+    with pytest.raises(ValueError, match=r"of shape \(batch, length\); got torch.int64 of \(21,\)"):
+        model(prompts(), labels=codes[0])
+    with pytest.raises(ValueError, match=r"\[0, 48\); got 0 to 48"):
+        model(prompts(), codes=codes, labels=torch.full_like(codes, CODEBOOK_SIZE).fill_diagonal_(-100))
 
 
 def test_codes_that_do_not_fit():

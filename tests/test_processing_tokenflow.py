@@ -109,6 +109,16 @@ class TestTruncation:
         with pytest.raises(ValueError, match="leave room for a text before 6 tokens; got 6"):
             processor(text="ab", max_length=6)
 
+    def test_megabytes_are_cut_unread(self, processor, monkeypatch):
+        lengths = []
+        encode = TokenFlowProcessor._encode
+        monkeypatch.setattr(
+            TokenFlowProcessor, "_encode", lambda self, texts: lengths.extend(map(len, texts)) or encode(self, texts)
+        )
+        text = "a red apple " * 100_000
+        assert processor(text=text).input_ids == processor(text=text[:1000]).input_ids
+        assert max(lengths) == 128 * 64
+
     def test_no_truncation(self, processor):
         assert len(processor(text="ab" * 200, truncation=False).input_ids[0]) == 408
 
@@ -197,6 +207,10 @@ class TestMistakes:
     def test_no_strings(self, processor, text):
         with pytest.raises(ValueError, match="must be a string or a list of strings"):
             processor(text=text)
+
+    def test_half_a_character(self, processor):
+        with pytest.raises(ValueError, match=r"must be Unicode; got half a character at 2 of 'an\\ud83d'"):
+            processor(text=["fine", "an\ud83d"])
 
     def test_nothing(self, processor):
         with pytest.raises(ValueError, match="at least one string"):

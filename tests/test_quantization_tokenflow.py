@@ -479,6 +479,19 @@ def test_the_table_survives_inference_mode():
         assert torch.equal(make_quantizer([1, 2])(features).codes, expected)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_entries_that_are_no_numbers(value: float):
+    """A search would find them wherever they are; in training it is the loss that tells."""
+    quantizer, features = make_quantizer([1, 2]).eval(), make_features(1, 2)
+    with torch.no_grad():
+        quantizer.codebook.pixel[3, 1] = value
+    with pytest.raises(ValueError, match="codebook holds entries that are no finite numbers"):
+        quantizer(features)
+    with torch.no_grad(), pytest.raises(ValueError, match="no finite numbers"):
+        quantizer.codes_to_features(torch.zeros(1, 5, dtype=torch.long))
+    assert quantizer.train()(features).codes.shape == (1, 5)
+
+
 def test_copies_and_pickles_leave_the_table_behind():
     codebook = make_quantizer([1]).codebook
     with torch.inference_mode():

@@ -382,8 +382,13 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             with torch.no_grad():
                 codes = self.tokenizer.encode(pixel_values).codes
             labels = codes if labels is None else labels
-        if labels is not None and labels.dim() != 2:
-            raise ValueError(f"expected labels of shape (batch, length); got {tuple(labels.shape)}")
+        if labels is not None:
+            if labels.dim() != 2 or labels.is_floating_point() or labels.is_complex():
+                raise ValueError(
+                    f"expected labels of integers and of shape (batch, length); got {labels.dtype} of "
+                    f"{tuple(labels.shape)}"
+                )
+            labels = labels.long()
         if codes is None and labels is not None:
             codes = labels.clamp(min=0)
         elif labels is not None and labels is not codes:

@@ -120,10 +120,8 @@ class PictureFolder:
             if values:
                 try:
                     types[name] = pa.array(values).type
-                except pa.ArrowException as error:
-                    raise CommandError(
-                        f"the column {name} of {self.root} has mixed types: {one_line(error)}"
-                    ) from error
+                except (pa.ArrowException, ValueError, OverflowError) as error:
+                    raise CommandError(f"the column {name} of {self.root} can't be kept: {one_line(error)}") from error
         return types
 
 

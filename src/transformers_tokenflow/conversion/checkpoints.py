@@ -133,7 +133,7 @@ def read_index(path: Path) -> list[Path]:
         shards = [path.parent / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of shards, which has a weight_map of keys to file names") from error
-    if not shards or any(not name or not name.isprintable() or Path(name).name != name for name in names):
+    if not shards or any(name in ("", "..") or not name.isprintable() or Path(name).name != name for name in names):
         raise ValueError(f"{path} must name shards beside itself; got {', '.join(names) or 'none'}")
     return shards
 
