@@ -109,6 +109,9 @@ def encode(
     What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
     command goes on from there. Pictures that can't be read are listed and left out.
 
+    On several devices: accelerate launch -m transformers_tokenflow.cli encode ... Its processes share out the pictures;
+    after an interruption there may be more of them, or fewer.
+
     Examples:
 
     tokenflow encode photos/ codes.parquet
@@ -116,13 +119,17 @@ def encode(
     tokenflow encode train-0.parquet train-1.parquet codes.parquet --keep license
     """
     from transformers_tokenflow.commands.encoding import encode_pictures
+    from transformers_tokenflow.commands.processes import launched_processes
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
     if codes.suffix != ".parquet":
         raise typer.BadParameter(f"the last argument is the file to write, and ends in .parquet; got {codes}")
-    tokenizer = load_tokenizer(model, device, dtype.value)
-    with progress_bar("encoding") as advance:
-        report = encode_pictures(pictures, codes, tokenizer, batch_size, advance, keep or ())
+    with launched_processes(device) as processes:
+        tokenizer = load_tokenizer(model, device, dtype.value)
+        with progress_bar("encoding") as advance:
+            report = encode_pictures(pictures, codes, tokenizer, batch_size, advance, keep or (), processes)
+    if not processes.is_main:
+        return
     report_failures(report.failures)
     if not report.encoded + report.done_before:
         fail("no picture could be encoded")

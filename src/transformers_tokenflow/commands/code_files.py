@@ -3,7 +3,9 @@
 
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from . import CommandError, one_line
+from .processes import ALONE, Processes
 
 COLUMNS = pa.schema(
     [("path", pa.string()), ("codes", pa.list_(pa.int32())), ("height", pa.int32()), ("width", pa.int32())]
@@ -53,38 +56,55 @@ class CodeWriter:
     Writes rows to numbered parts beside the output, and joins them into it at the end.
 
     A part is either whole or not there, and parts go only after the output has taken them in. So whenever a run is
-    killed, the next one finds what was flushed and goes on from there. One process at a time can write an output.
+    killed, the next one, of however many processes, finds what was flushed and goes on from there. One run at a time
+    can write an output. Each of its processes has a writer, and the main one's joins the parts of all.
 
     Args:
         output: the parquet file; if it exists, it is added to.
         description: of the tokenizer, kept as metadata. It must be that of what has been written before.
         fields: of columns beside `COLUMNS`, which must be those of what has been written before.
+        processes: those of the run.
 
     Raises:
-        CommandError: another process writes the output, or it can't be added to.
+        CommandError: another run writes the output, or it can't be added to.
     """
 
-    def __init__(self, output: Path, description: dict[str, Any], fields: Iterable[pa.Field] = ()):
-        self.output = output
+    def __init__(
+        self,
+        output: Path,
+        description: dict[str, Any],
+        fields: Iterable[pa.Field] = (),
+        processes: Processes = ALONE,
+    ):
+        self.output, self.processes = output, processes
         self.description = description
         columns = pa.schema([*COLUMNS, *fields])
         self.schema = columns.with_metadata({METADATA_KEY: json.dumps(description)})
         self.folder = output.with_name(f"{output.name}.parts")
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock")
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CommandError(f"another process is writing {output}") from error
+        if processes.is_main:
+            self._lock()
+        processes.wait()
         self.rows: list[dict[str, Any]] = []
         try:
-            self.done = {path for file in self._files() for path in self._paths(file)}
+            files = self._files()
+            self.done = {path for file in files for path in self._paths(file)}
         except CommandError:
             self.close()
             raise
+        runs = [int(number) for file in files for number in re.findall(r"^part-(\d+)", file.name)]
+        self.run, self.parts = max(runs, default=-1) + 1, 0
+        processes.wait()  # nobody writes before all have looked
+
+    def _lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise CommandError(f"another process is writing {self.output}") from error
 
     def _files(self) -> list[Path]:
-        """The output of an earlier run, if there is one, and the parts in the order of their numbers."""
+        """The output of an earlier run, if there is one, and the parts in the order of runs and of their pictures."""
         return [self.output] * self.output.exists() + sorted(self.folder.glob("part-*.parquet"))
 
     def _paths(self, path: Path) -> list[str]:
@@ -112,17 +132,18 @@ class CodeWriter:
         """Write what has been added since as a part, and return the number of rows."""
         if not self.rows:
             return 0
-        numbers = [int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")]
-        part = self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
-        with written_atomically(part) as temporary:
+        # A process of a killed run may write for a moment longer: under no other's name, at least.
+        name = f"part-{self.run:05d}-{self.processes.number:05d}-{self.parts:05d}-{uuid.uuid4().hex[:8]}.parquet"
+        with written_atomically(self.folder / name) as temporary:
             pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), temporary)
+        self.parts += 1
         count = len(self.rows)
         self.done.update(row["path"] for row in self.rows)
         self.rows = []
         return count
 
     def finish(self) -> None:
-        """Join all parts into the output, every picture once, and remove them."""
+        """Join all parts into the output, every picture once, and remove them: the main process, when all are done."""
         with self._lock_released():
             self.flush()
             if any(self.folder.glob("part-*.parquet")):
@@ -133,7 +154,7 @@ class CodeWriter:
         """Flush, and leave the parts, if there are any, where they are."""
         with self._lock_released():
             self.flush()
-            if not any(self.folder.glob("part-*.parquet")):
+            if self.processes.is_main and not any(self.folder.glob("part-*.parquet")):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager

@@ -15,6 +15,7 @@ from ..quantization_tokenflow import prefix_lengths
 from . import CommandError
 from .code_files import CodeWriter, open_codes, read_description, read_in_batches
 from .pictures import FileNames, PictureBatch, read_batches
+from .processes import ALONE, Processes
 from .sources import find_sources
 from .tokenizers import Tokenizer
 
@@ -32,6 +33,12 @@ class EncodingReport:
     encoded: int = 0
     done_before: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def put_together(reports: list[EncodingReport]) -> EncodingReport:
+    """One report of all processes of a run."""
+    failures = {path: reason for report in reports for path, reason in report.failures.items()}
+    return EncodingReport(sum(report.encoded for report in reports), reports[0].done_before, failures)
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -60,20 +67,24 @@ def encode_pictures(
     batch_size: int,
     advance: Advance = ignore_progress,
     keep: Iterable[str] = (),
+    processes: Processes = ALONE,
 ) -> EncodingReport:
     """
     Encode pictures to a parquet file with the columns path, codes, height and width, and those that are kept.
 
     Pictures that the file, or an interrupted run's parts beside it, already has are not encoded again. Pictures that
-    can't be read are left out and reported.
+    can't be read are left out and reported. Several processes, which must see the same files, share out the pictures:
+    each calls this, and gets a report of what all have done.
 
     Args:
         sources: picture files, parquet files with a column of pictures, and folders of both, see `find_sources`.
         output: the parquet file.
         tokenizer: see `load_tokenizer`.
         batch_size: pictures that go through the model at a time.
-        advance: is told how many pictures are dealt with (written, or found unreadable), of how many.
+        advance: is told how many pictures are dealt with (done before, written, or found unreadable), of how many that
+            are not another process' share.
         keep: columns that are kept beside `text`, of parquet files and of what folders say in their metadata.
+        processes: among which the pictures are shared out.
 
     Raises:
         CommandError: there are no pictures, a column is nowhere, the output holds codes of another tokenizer, or the
@@ -82,26 +93,30 @@ def encode_pictures(
     found = find_sources(sources, keep)
     if not found.pictures:
         raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
-    writer = CodeWriter(output, describe(tokenizer), found.fields)
+    writer = CodeWriter(output, describe(tokenizer), found.fields, processes)
     report = EncodingReport()
     try:
         remaining = [picture for picture in found.pictures if picture.name not in writer.done]
         report.done_before = len(found.pictures) - len(remaining)
+        share = processes.share(remaining)
+        total = report.done_before + len(share)
         last_flush = time.monotonic()
-        for batch in read_batches(remaining, tokenizer.processor, batch_size):
+        for batch in read_batches(share, tokenizer.processor, batch_size):
             report.failures.update(batch.failures)
             writer.add(encode_batch(batch, tokenizer))
             if len(writer.rows) >= ROWS_PER_PART or time.monotonic() - last_flush >= SECONDS_BETWEEN_PARTS:
                 report.encoded += writer.flush()
                 last_flush = time.monotonic()
-                advance(report.done_before + report.encoded + len(report.failures), len(found.pictures))
+                advance(report.done_before + report.encoded + len(report.failures), total)
         report.encoded += writer.flush()
-        advance(len(found.pictures), len(found.pictures))
+        advance(total, total)
+        reports = processes.gather(report)  # when it returns, all have written what they had
     except BaseException:
         writer.close()
         raise
-    writer.finish()
-    return report
+    if processes.is_main:
+        writer.finish()
+    return put_together(reports)
 
 
 @torch.inference_mode()

@@ -1,0 +1,87 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""The processes that `accelerate launch` or `torchrun` started for one command."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from . import CommandError, one_line
+
+# How long one may wait for another: shares take hours, and not equally long.
+PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    How many processes share a command's work, and which of them this is.
+
+    Args:
+        number: of this one; the main one has 0.
+        count: of all.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that speaks and puts together what all have done."""
+        return self.number == 0
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """What of a list, the same one in all processes, is this one's: a piece of it, as long as the others'."""
+        start, end = (len(items) * number // self.count for number in (self.number, self.number + 1))
+        return items[start:end]
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def gather(self, item: Any) -> list[Any]:
+        """What all give, in all processes."""
+        if self.count == 1:
+            return [item]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([item]))
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def launched_processes(device: str) -> Iterator[Processes]:
+    """
+    The processes that were launched together, each with an accelerator of its own if there are any; or this one alone.
+
+    Args:
+        device: that they are to work on: as torch names it, or `auto`.
+
+    Raises:
+        CommandError: accelerate is not installed, or they don't find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise CommandError("several processes need accelerate: pip install 'transformers-tokenflow[train]'") from error
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    try:
+        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(f"the processes don't find each other: {one_line(error)}") from error
+    try:
+        yield Processes(state.process_index, state.num_processes)
+    finally:
+        state.destroy_process_group()
