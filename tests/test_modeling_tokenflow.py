@@ -166,6 +166,15 @@ def test_pixels_of_another_shape(shape: tuple[int, ...]):
         tiny_model("clip").encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_pictures_smaller_than_a_token(kind: str):
+    model = tiny_model(kind)
+    smallest = model.config.image_size // 4
+    with pytest.raises(ValueError, match=f"at least {smallest} pixels a side, a token's; got {smallest - 1}"):
+        model.encode(torch.zeros(1, 3, smallest - 1, smallest - 1))
+    assert model.encode(torch.zeros(1, 3, smallest, smallest), scales=[1]).codes.shape == (1, 1)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pixels_that_are_no_numbers(value: float):
     model = tiny_model("clip")

@@ -142,7 +142,7 @@ def test_archives_are_not_unpacked(name: str, content: bytes, folder: Path):
     with zipfile.ZipFile(inner / "official.pt", "a") as archive:
         try:
             archive.writestr(name or "x", content)
-        except (ValueError, UnicodeError):
+        except (ValueError, IndexError):  # names that zipfile can't take
             return
     before = sorted(folder.rglob("*"))
     load(inner / "official.pt", (inner / "official.pt").read_bytes())
