@@ -193,6 +193,9 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
             raise ValueError(f"expected pixel_values of shape (batch, 3, size, size); got {shape}")
+        smallest = self.config.image_size // self.config.grid_size
+        if shape[2] < smallest:
+            raise ValueError(f"expected pixel_values of at least {smallest} pixels a side, a token's; got {shape[2]}")
         if not pixel_values.is_floating_point():
             raise ValueError(f"expected pixel_values to be floats in [-1, 1]; got {pixel_values.dtype}")
         if self.training or torch.compiler.is_compiling() or pixel_values.is_meta:
