@@ -48,6 +48,7 @@ GENERATOR_MODULES = MODULES | {
     "cache_tokenflow.py",
     "conversation_tokenflow.py",
     "generation_tokenflow.py",
+    "low_bits_tokenflow.py",
     "modeling_tokenflow_text_to_image.py",
     "pipeline_tokenflow.py",
     "processing_tokenflow.py",
@@ -56,6 +57,7 @@ GENERATOR_MODULES = MODULES | {
 }
 UNDERSTANDING_MODULES = MODULES | {
     "conversation_tokenflow.py",
+    "low_bits_tokenflow.py",
     "modeling_tokenflow_understanding.py",
     "processing_tokenflow.py",
     "projector_tokenflow.py",

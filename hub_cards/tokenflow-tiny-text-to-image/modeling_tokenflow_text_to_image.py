@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tokenflow import TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned
+from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
@@ -113,7 +114,7 @@ class TokenFlowTextToImageDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.post_attention_layernorm(self.mlp(hidden_states))
 
 
-class TokenFlowTextToImagePreTrainedModel(TokenFlowPushMixin, PreTrainedModel):
+class TokenFlowTextToImagePreTrainedModel(TokenFlowPushMixin, TokenFlowLowBitsMixin, PreTrainedModel):
     """What transformers needs to know of the generator: initialisation, attention, precision, placement."""
 
     config_class = TokenFlowTextToImageConfig

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_c
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tokenflow import TokenFlowUnderstandingConfig
+from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
@@ -62,7 +63,7 @@ class TokenFlowUnderstandingOutput(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
-class TokenFlowUnderstandingPreTrainedModel(TokenFlowPushMixin, PreTrainedModel):
+class TokenFlowUnderstandingPreTrainedModel(TokenFlowPushMixin, TokenFlowLowBitsMixin, PreTrainedModel):
     """What transformers needs to know of the model: initialisation, attention, precision, placement."""
 
     config_class = TokenFlowUnderstandingConfig

@@ -1,0 +1,49 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""Weights of 8 or 4 bits: which parts of the models transformers' quantisation leaves as they are."""
+
+import copy
+from typing import Any
+
+# What the quantisation configurations of transformers call the modules that they spare: torchao and most others, and
+# bitsandbytes.
+SPARING_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules")
+
+
+class TokenFlowLowBitsMixin:
+    """
+    Gives models with a language model in them a `from_pretrained` that knows what not to quantise.
+
+    Nearly all weights are those of the language model's layers. The image tokenizer, whose codes are decided by small
+    differences, the projector, whose input is too narrow for groups of weights, and the heads stay in full precision.
+    """
+
+    _modules_to_not_convert = ("tokenizer", "projector", "visual_head", "text_head", "lm_head")
+    base_model_prefix: str
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """
+        As of any model.
+
+        Args:
+            quantization_config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another. Where it does not list
+                itself what it spares (`modules_to_not_convert`, `llm_int8_skip_modules`), the language model's layers
+                are quantised, and nothing else.
+            args, kwargs: of transformers' `from_pretrained`.
+        """
+        if quantization_config is not None:
+            kwargs["quantization_config"] = cls._spare(quantization_config)
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _spare(cls, quantization_config: Any) -> Any:
+        """A copy that lists what it spares, if the configuration has a field for it that is empty."""
+        quantization_config = copy.copy(quantization_config)
+        names = [name for part in cls._modules_to_not_convert for name in (part, f"{cls.base_model_prefix}.{part}")]
+        for field in SPARING_FIELDS:
+            if getattr(quantization_config, field, ()) is None:
+                setattr(quantization_config, field, names)
+        return quantization_config
+
+
+__all__ = ["TokenFlowLowBitsMixin"]
