@@ -23,10 +23,10 @@ from transformers.utils import logging
 from ..commands import one_line
 from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
-from .card import CardTrainer
 from .data import SeededDataset
 from .optimizers import MuonWithAdamW, layer_matrices
 from .parameters import check_prefixes, not_finite, parameter_groups
+from .stream_trainer import StreamTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -53,8 +53,12 @@ class _StepCallback(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.progress is not None:
+            state.epoch = state.global_step / state.max_steps  # where Trainer counts from 0 when a stream is resumed
 
-class BaseTrainer(CardTrainer):
+
+class BaseTrainer(StreamTrainer):
     """
     A Trainer with averaged weights, learning rates by part, means logged by name, and more state in its checkpoints.
 
@@ -220,7 +224,8 @@ class BaseTrainer(CardTrainer):
 
     def stateful_parts(self) -> dict[str, Any]:
         """What is part of every checkpoint beside Trainer's own, by name."""
-        return {"averaged": self.averaged} if self.averaged is not None else {}
+        parts = super().stateful_parts()
+        return {**parts, "averaged": self.averaged} if self.averaged is not None else parts
 
     def extra_state(self) -> dict[str, Any]:
         """The state of `stateful_parts`; called in every process."""

@@ -10,12 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from ..configuration_tokenflow import TokenFlowConfig
-from .data import PictureTransform, SeededDataset
-
-logger = logging.get_logger(__name__)
+from .data import PictureTransform, SeededDataset, read_streamed_picture
+from .streams import SHUFFLE_BUFFER, ExampleStream
 
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
@@ -162,13 +160,13 @@ def captioned(
     seed: int = 0,
     text_column: str = "text",
     image_column: str = "image",
-    shuffle_buffer: int = 1000,
-) -> SeededDataset | datasets.IterableDataset:
+    shuffle_buffer: int = SHUFFLE_BUFFER,
+) -> SeededDataset | ExampleStream:
     """
     Examples for [`TextToImageTrainer`] from rows with captions and `codes`, or pictures if there is no such column.
 
-    A stream is, for training, shuffled and without end; what is random depends on the seed and on how many rows the
-    process or worker has read, and pictures that can't be read are skipped with a warning.
+    A stream is, for training, shuffled and without end, and pictures that can't be read are skipped, see
+    [`ExampleStream`].
 
     Args:
         dataset: the rows, in memory or streamed.
@@ -190,49 +188,31 @@ def captioned(
         if name not in columns:
             raise ValueError(f"the dataset has no column {name!r}; its columns are {', '.join(columns)}")
     if isinstance(dataset, datasets.IterableDataset):
+        if source != "codes":
+            dataset = dataset.cast_column(source, datasets.Image(decode=False))
+        make_example = CaptionedExample(config, captions, transform, text_column, source)
         dataset = dataset.select_columns([text_column, source])
-        return stream_captioned(dataset, config, captions, transform, seed, text_column, source, shuffle_buffer)
+        return ExampleStream(dataset, make_example, seed, shuffle_buffer, captions.train)
     if source == "codes":
         return CodeDataset(dataset, captions, config, seed, text_column)
     return CaptionedPictureDataset(dataset, captions, transform, seed, text_column, image_column)
 
 
-def stream_captioned(
-    dataset: datasets.IterableDataset,
-    config: TokenFlowConfig,
-    captions: CaptionTransform,
-    transform: PictureTransform,
-    seed: int,
-    text_column: str,
-    source: str,
-    shuffle_buffer: int,
-) -> datasets.IterableDataset:
-    """The streamed variant of [`captioned`], of the columns `text_column` and `source`."""
-    if source != "codes":
-        dataset = dataset.cast_column(source, datasets.Image(decode=False))
-    if captions.train:
-        dataset = dataset.repeat(None).shuffle(seed=seed, buffer_size=shuffle_buffer)
-    target = "codes" if source == "codes" else "pixel_values"
+@dataclass(frozen=True)
+class CaptionedExample:
+    """Makes an example of a row of a stream, whose `source` is `codes`, or pictures that are not decoded."""
 
-    def read(value: Any, generator: random.Random, index: int) -> Any:
-        if source == "codes":
-            return one_row(value, config)
-        try:
-            return transform(datasets.Image().decode_example(value), generator)
-        except Exception as error:  # of whatever kind the broken file makes PIL raise
-            logger.warning(f"skipped the picture of row {index}: {error}")
+    config: TokenFlowConfig
+    captions: CaptionTransform
+    transform: PictureTransform
+    text_column: str
+    source: str
 
-    def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
-        kept: dict[str, list] = {"prompt": [], target: []}
-        for text, value, index in zip(rows[text_column], rows[source], indices, strict=True):
-            generator = random.Random(f"{seed}-{index}")
-            prompt, entry = captions(text, generator), read(value, generator, index)
-            if entry is not None:
-                kept["prompt"].append(prompt)
-                kept[target].append(entry)
-        return kept
-
-    return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=[text_column, source])
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+        prompt, value = self.captions(row[self.text_column], generator), row[self.source]
+        if self.source == "codes":
+            return {"prompt": prompt, "codes": one_row(value, self.config)}
+        return {"prompt": prompt, "pixel_values": read_streamed_picture(value, self.transform, generator)}
 
 
 def one_row(codes: Iterable[int], config: TokenFlowConfig) -> np.ndarray:

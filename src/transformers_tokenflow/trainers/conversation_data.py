@@ -4,6 +4,7 @@
 import random
 import re
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from .conversation_rows import Messages, RowReader, count_places, naming_row, undecoded
 from .data import SeededDataset
+from .streams import ExampleStream, Unusable, unusable_if_broken
 
 logger = logging.get_logger(__name__)
 
@@ -206,31 +208,21 @@ class QuestionDataset(BaseConversationDataset):
         return examples
 
 
-def stream_conversations(
-    dataset: datasets.IterableDataset, reader: RowReader, encoder: ConversationEncoder, seed: int
-) -> datasets.IterableDataset:
-    """The streamed variant of [`conversations`]."""
+@dataclass(frozen=True)
+class ConversationExample:
+    """Makes an example of a row of a stream, whose pictures are not decoded."""
 
-    def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
-        kept: dict[str, list] = {name: [] for name in ("input_ids", "labels", *PICTURES)}
-        for index, row in zip(indices, as_rows(rows, reader.columns), strict=True):
-            with naming_row(index):
-                messages = reader.messages(row, random.Random(f"{seed}-{index}"))
-            if (tokens := encoder.cut(encoder.encode([messages])[0])) is None:
-                logger.warning(f"skipped row {index}: in {encoder.max_length} tokens there is no room for an answer")
-                continue
-            try:
-                pictures = reader.pictures(row, encoder.count_pictures(tokens[0]))
-            except Exception as error:  # of whatever kind the broken file makes PIL raise
-                logger.warning(f"skipped row {index}: {error}")
-                continue
-            example = encoder.example(tokens, pictures)
-            for name, values in kept.items():
-                values.append(example.get(name))
-        return kept
+    reader: RowReader
+    encoder: ConversationEncoder
 
-    dataset = undecoded(dataset.select_columns(reader.columns))
-    return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=reader.columns)
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> Example:
+        (tokens,) = self.encoder.encode([self.reader.messages(row, generator)])
+        kept = self.encoder.cut(tokens)
+        if kept is None:
+            raise Unusable(f"in {self.encoder.max_length} tokens there is no room for an answer")
+        with unusable_if_broken("its pictures can't be read"):
+            pictures = self.reader.pictures(row, self.encoder.count_pictures(kept[0]))
+        return self.encoder.example(kept, pictures)
 
 
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
@@ -246,7 +238,8 @@ def conversations(
     turns: int = 4,
     seed: int = 0,
     image_folder: str = ".",
-) -> BaseConversationDataset | datasets.IterableDataset:
+    shuffle_buffer: int = 0,
+) -> BaseConversationDataset | ExampleStream:
     """
     Examples for [`UnderstandingTrainer`] from rows of conversations.
 
@@ -256,14 +249,15 @@ def conversations(
     row may have none.
 
     Args:
-        dataset: the rows, in memory or streamed. A stream is read as it comes, and rows that can't be used are skipped
-            with a warning.
+        dataset: the rows, in memory or streamed; of a stream those that can't be used are skipped, see
+            [`ExampleStream`].
         processor: of the model, which makes text of conversations.
         config: of the model.
         max_length: tokens after which conversations are cut, those of pictures included.
         turns: how many `questions` are drawn.
         seed: of what is drawn.
         image_folder: where paths of pictures begin.
+        shuffle_buffer: rows among which a stream is shuffled, without end, for training; 0: it is read once, in order.
 
     Raises:
         ValueError: a column is missing, a row can't be used, or the processor does not fit the model.
@@ -273,5 +267,7 @@ def conversations(
     reader = RowReader(columns, tokenizer_config, processor.image_processor, processor.image_token, turns, image_folder)
     encoder = ConversationEncoder(processor, config, max_length)
     if isinstance(dataset, datasets.IterableDataset):
-        return stream_conversations(dataset, reader, encoder, seed)
+        dataset = undecoded(dataset.select_columns(reader.columns))
+        make_example = ConversationExample(reader, encoder)
+        return ExampleStream(dataset, make_example, seed, max(1, shuffle_buffer), train=shuffle_buffer > 0)
     return (QuestionDataset if reader.is_drawn else ConversationDataset)(dataset, reader, encoder, seed)

@@ -4,6 +4,7 @@
 import math
 import random
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -11,11 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
-from transformers.utils import logging
 
 from ..image_reading_tokenflow import picture_to_tensor, turn_upright
-
-logger = logging.get_logger(__name__)
+from .streams import SHUFFLE_BUFFER, ExampleStream, unusable_if_broken
 
 
 class PictureTransform:
@@ -106,30 +105,31 @@ class PictureDataset(SeededDataset):
         return {"pixel_values": self.transform(self.dataset[index][self.column], self.generator(index))}
 
 
+@dataclass(frozen=True)
+class PictureExample:
+    """Makes an example of a row of a stream, whose picture is not decoded."""
+
+    transform: PictureTransform
+    column: str
+
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, torch.Tensor]:
+        return {"pixel_values": read_streamed_picture(row[self.column], self.transform, generator)}
+
+
+def read_streamed_picture(
+    encoded: dict[str, Any] | None, transform: PictureTransform, generator: random.Random
+) -> torch.Tensor:
+    """A picture as `datasets` gives it undecoded -> (3, size, size), or an Unusable error."""
+    with unusable_if_broken(f"the picture {(encoded or {}).get('path')} can't be read"):
+        return transform(datasets.Image().decode_example(encoded), generator)
+
+
 def stream_pictures(
     dataset: datasets.IterableDataset, transform: PictureTransform, seed: int, column: str, shuffle_buffer: int
-) -> datasets.IterableDataset:
-    """
-    The same for a streamed dataset: for training shuffled and without end, for evaluation as it is.
-
-    What is random depends on the seed and on how many pictures the process or worker has read. Pictures that can't be
-    read are skipped with a warning.
-    """
-    dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    if transform.train:
-        dataset = dataset.repeat(None).shuffle(seed=seed, buffer_size=shuffle_buffer)
-
-    def examples(rows: dict[str, list], indices: list[int]) -> dict[str, list[torch.Tensor]]:
-        pixel_values = []
-        for encoded, index in zip(rows[column], indices, strict=True):
-            try:
-                picture = datasets.Image().decode_example(encoded)
-                pixel_values.append(transform(picture, random.Random(f"{seed}-{index}")))
-            except Exception as error:  # of whatever kind the broken file makes PIL raise
-                logger.warning(f"skipped picture {encoded['path']}: {error}")
-        return {"pixel_values": pixel_values}
-
-    return dataset.map(examples, batched=True, batch_size=1, with_indices=True, remove_columns=dataset.column_names)
+) -> ExampleStream:
+    """The same for a streamed dataset: for training shuffled and without end, for evaluation as it is."""
+    dataset = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+    return ExampleStream(dataset, PictureExample(transform, column), seed, shuffle_buffer, transform.train)
 
 
 def load_pictures(
@@ -141,9 +141,9 @@ def load_pictures(
     column: str = "image",
     limits: dict[str, dict[str, int]] | None = None,
     take: int | None = None,
-    shuffle_buffer: int = 1000,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
     **kwargs: Any,
-) -> PictureDataset | datasets.IterableDataset:
+) -> PictureDataset | ExampleStream:
     """
     Pictures from anything that `datasets.load_dataset` reads.
 

@@ -19,6 +19,7 @@ from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, column_names, conversations
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_text
+from .streams import SHUFFLE_BUFFER
 
 MAX_ANSWER_TOKENS = 64
 
@@ -60,16 +61,15 @@ class UnderstandingTrainer(BaseTrainer):
             trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
 
-        def examples(dataset: Any) -> Any:
+        def examples(dataset: Any, shuffle_buffer: int = 0) -> Any:
             is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
             if not is_table or "input_ids" in column_names(dataset):
                 return dataset
-            return conversations(
-                dataset, processing_class, model.config, args.max_length, args.turns_per_conversation, args.seed
-            )
+            turns, options = args.turns_per_conversation, {"seed": args.seed, "shuffle_buffer": shuffle_buffer}
+            return conversations(dataset, processing_class, model.config, args.max_length, turns, **options)
 
         with args.main_process_first(desc="tokenising conversations"):
-            train_dataset = examples(train_dataset)
+            train_dataset = examples(train_dataset, SHUFFLE_BUFFER)
             if isinstance(eval_dataset, dict):
                 eval_dataset = {name: examples(part) for name, part in eval_dataset.items()}
             else:
@@ -210,7 +210,7 @@ class UnderstandingTrainer(BaseTrainer):
 
     def _log_answers(self, dataset: Any, prefix: str) -> None:
         """Log what the model answers to the first questions of conversations all over the dataset."""
-        if self.args.logged_answers > 0 and self.is_world_process_zero() and hasattr(dataset, "__getitem__"):
+        if self.args.logged_answers > 0 and self.is_world_process_zero() and has_length(dataset):
             count = min(self.args.logged_answers, len(dataset))
             lines = [self.answer(dataset[index * len(dataset) // count]) for index in range(count)]
             folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks

@@ -15,6 +15,7 @@ from ..processing_tokenflow import TokenFlowProcessor
 from .arguments import UnderstandingTrainingArguments
 from .conversation_data import conversations
 from .data import load_rows
+from .streams import SHUFFLE_BUFFER
 from .text_to_image_recipe import check_origin
 from .understanding import UnderstandingTrainer
 
@@ -69,10 +70,9 @@ def make_data(
     own = {name: options.pop(name) for name in DATA_KEYS & options.keys()}
     rows = load_rows(columns=[], **options)
     seed = options.get("seed", args.seed)
-    if train and options.get("streaming"):
-        rows = rows.repeat(None).shuffle(seed=seed, buffer_size=own.get("shuffle_buffer", 1000))
-    image_folder = own.get("image_folder", ".")
-    return conversations(rows, processor, config, args.max_length, args.turns_per_conversation, seed, image_folder)
+    buffer = own.get("shuffle_buffer", SHUFFLE_BUFFER) if train else 0
+    folder = own.get("image_folder", ".")
+    return conversations(rows, processor, config, args.max_length, args.turns_per_conversation, seed, folder, buffer)
 
 
 def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditionalGeneration, TokenFlowProcessor]:
