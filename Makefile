@@ -15,6 +15,7 @@ PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 WORKERS ?= auto
 PYTEST_ARGS ?=
 FUZZ_CASES ?= 10000
+BENCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 help: ## List the targets
@@ -70,10 +71,8 @@ typecheck: setup ## Check the package's types
 docs: setup ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: setup ## Measure all three models against the naive ways, LLaVA and the machine's peak
-	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.tokenizer
-	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.text_to_image
-	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.understanding
+bench: setup ## Measure everything against the naive ways, LLaVA and the machine; BENCH_ARGS="training --quick" a part
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 constraints: setup ## Write the installed versions to constraints.txt
 	echo '# The versions that are tested, direct and transitive; `make constraints` writes them anew.' > constraints.txt

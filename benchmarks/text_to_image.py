@@ -5,8 +5,6 @@ python -m benchmarks.text_to_image [--quick] [--full-size] [--tiny] [--output FI
 Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
 """
 
-import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,13 +14,21 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.measuring import (
+    Row,
+    count_flops,
+    interleaved,
+    machine,
+    machine_peak,
+    peak_memory,
+    resident,
+    show,
+    write_results,
+)
 from benchmarks.naive_text_to_image import naive_generate
-from benchmarks.tokenizer import machine_peak, peak_memory, resident, seconds, show
 from transformers_tokenflow import TokenFlowConfig, TokenFlowForTextToImage, TokenFlowTextToImageConfig
 
 TOP_K, TOP_P = [1200, 100, 1], [0.8, 0.8, 0.0]
@@ -100,18 +106,9 @@ def make_case(text: dict[str, Any], tokenizer: TokenFlowConfig, dtype: torch.dty
 # ---- Arithmetic ----
 
 
-def attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """What torch does not count on a processor: queries times keys, weights times values."""
-    rows, heads, num_queries, size = query
-    return 2 * rows * heads * num_queries * key[-2] * (size + value[-1])
-
-
 def counted_flops(case: Case) -> int:
     """The arithmetic of drawing a picture, as it is done."""
-    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        case.generate()
-    return counter.get_total_flops()
+    return int(count_flops(case.generate))
 
 
 def layers_flops(model: TokenFlowForTextToImage, num_tokens: int, num_pairs: int) -> int:
@@ -197,14 +194,14 @@ def benchmark_picture(case: Case, repeats: int, peak: float) -> tuple[dict[str, 
     """The package against the straightforward way, and against the least arithmetic."""
     greedy = {"top_k": [1] * len(TOP_K), "top_p": [0.0] * len(TOP_K)}
     same = (case.generate(**greedy) == case.generate_naively(**greedy)).float().mean().item()
-    durations: dict[str, list[float]] = {"ours": [], "four": [], "naive": []}
-    for _ in range(repeats):  # alternating, so that a slow moment hits all
-        durations["ours"].append(seconds(case.generate, 1))
-        durations["four"].append(seconds(partial(case.generate, num_images_per_prompt=4), 1))
-        start = time.perf_counter()  # without a first call that does not count: it takes half a minute
-        case.generate_naively()
-        durations["naive"].append(time.perf_counter() - start)
-    ours, four, naive = (statistics.median(parts) for parts in durations.values())
+    ways = {
+        "ours": case.generate,
+        "four": partial(case.generate, num_images_per_prompt=4),
+        "naive": case.generate_naively,
+    }
+    case.generate()  # the comparison of codes above has warmed up the rest
+    durations = interleaved(ways, repeats, warm_up=False)
+    ours, four, naive = (durations[name] for name in ways)
     passes = benchmark_passes(case, repeats, peak)
     large = [row for row in passes if row["scale"] >= LARGE] or passes[-1:]
     flops = {"counted": counted_flops(case), "least": least_flops(case)}
@@ -277,6 +274,19 @@ def mid_size(is_tiny: bool) -> Case:
     return make_case(TEXT, TokenFlowConfig.from_fields(TOKENIZER))
 
 
+def picture_rows(found: dict[str, Any]) -> list[Row]:
+    """The generator's part of the table of all benchmarks."""
+    ours, naive = "ours_seconds", "naive_seconds"
+    durations, memory = (found[ours], found[naive]), (found["ours_bytes"], found["naive_bytes"])
+    name = "generator of mid size"
+    return [
+        Row(name, "a picture, beside the straightforward way", *durations, "s", "at most 0.1"),
+        Row(name, "extra memory, beside that way", *(size / 1e6 for size in memory), "MB", "at most 0.5"),
+        Row(name, "four pictures, beside one", found["four_pictures_seconds"], found[ours], "s", "at most 3.2"),
+        Row(name, "arithmetic, beside the least", found["tflop"], found["least_tflop"], "TFLOP", "at most 1.05"),
+    ]
+
+
 def main(
     quick: Annotated[bool, typer.Option(help="One repetition.")] = False,
     full_size: Annotated[bool, typer.Option(help="Draw a picture with a 7B in bf16, and nothing else.")] = False,
@@ -284,20 +294,19 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the numbers as JSON.")] = None,
 ) -> None:
     """Measure the generator."""
-    where = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    rows: list[Row] = []
     if full_size:
         result: dict[str, Any] = {"full_size": draw_at_full_size(tiny)}
-        show(f"A picture at full size, bf16, on {where}", [result["full_size"]])
+        show(f"A picture at full size, bf16, on {machine()}", [result["full_size"]])
     else:
         peak = machine_peak(torch.float32)["matmul"]
         picture, passes = benchmark_picture(mid_size(tiny), 1 if quick else 3, peak)
-        show(f"Passes, fp32; the peak of {where} is {peak / 1e9:.0f} GFLOP/s", passes)
-        rows = [{"what": name, "measured": value, "bar": BARS.get(name, "")} for name, value in picture.items()]
-        show("A picture: prompt and negative prompt, 9 scales, three passes, guidance", rows)
+        show(f"Passes, fp32; the peak of {machine()} is {peak / 1e9:.0f} GFLOP/s", passes)
+        found = [{"what": name, "measured": value, "bar": BARS.get(name, "")} for name, value in picture.items()]
+        show("A picture: prompt and negative prompt, 9 scales, three passes, guidance", found)
+        rows = picture_rows(picture)
         result = {"peak": peak, "picture": picture, "passes": passes}
-    if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-        Console().print(f"the numbers are in {output}")
+    write_results(output, rows, **result)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,7 @@ python -m benchmarks.tokenizer [--model FOLDER_OR_PRESET] [--quick]
 Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
 """
 
-import ctypes
-import gc
-import json
-import platform
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +15,21 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring import (
+    Row,
+    count_flops,
+    interleaved,
+    machine,
+    machine_peak,
+    peak_memory,
+    seconds,
+    show,
+    timed,
+    write_results,
+)
 from benchmarks.naive import naive_quantize
 from transformers_tokenflow import TokenFlowConfig, TokenFlowModel, TokenFlowQuantizer
 from transformers_tokenflow.configuration_tokenflow import PRESETS
@@ -35,47 +40,6 @@ SCALES = {size: PRESETS[name]["scales"] for size, name in ((256, "tokenflow-l"),
 SCALES[384] = TokenFlowConfig().scales
 # What the arithmetic of encode and decode is made of; all else is glue.
 ARITHMETIC = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "_native_multi_head_attention")
-
-
-def seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median duration of a call, after one that is not counted."""
-    function()
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
-
-
-def peak_memory(function: Callable[[], Any]) -> int:
-    """Bytes by which a call raises the process's resident memory at most (Linux)."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    function()
-    return max(resident("VmHWM") - before, 0)
-
-
-def resident(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
-
-
-def machine_peak(dtype: torch.dtype) -> dict[str, float]:
-    """FLOP/s of a large matrix product and of a 3×3 convolution."""
-    matrix = torch.randn(1024, 1024).to(dtype)
-    convolution = torch.nn.Conv2d(128, 128, 3, padding=1).to(dtype)
-    picture = torch.randn(4, 128, 64, 64).to(dtype)
-    with torch.no_grad():
-        return {
-            "matmul": 2 * 1024**3 / seconds(lambda: matrix @ matrix, 5),
-            "convolution": 2 * 4 * 64**2 * 128**2 * 9 / seconds(lambda: convolution(picture), 5),
-        }
 
 
 @torch.no_grad()
@@ -91,18 +55,15 @@ def benchmark_quantizer(repeats: int) -> list[dict[str, Any]]:
         tables = (quantizer.codebook.semantic.data, quantizer.codebook.pixel.data)
         ours, naive = partial(quantizer, features), partial(naive_quantize, features, *tables, scales)
         same = (ours().codes == naive()[1]).float().mean().item()
-        durations: dict[str, list[float]] = {"ours": [], "naive": []}
-        for _ in range(repeats):  # alternating, so that a slow moment hits both
-            durations["ours"].append(seconds(ours, 1))
-            durations["naive"].append(seconds(naive, 1))
+        durations = interleaved({"ours": ours, "naive": naive}, repeats)
         memory = {"ours": peak_memory(ours), "naive": peak_memory(naive)}
         rows.append(
             {
                 "pixels": size,
                 "tokens": BATCH * sum(scale**2 for scale in scales),
-                "ours_seconds": statistics.median(durations["ours"]),
-                "naive_seconds": statistics.median(durations["naive"]),
-                "speedup": statistics.median(durations["naive"]) / statistics.median(durations["ours"]),
+                "ours_seconds": durations["ours"],
+                "naive_seconds": durations["naive"],
+                "speedup": durations["naive"] / durations["ours"],
                 "ours_bytes": memory["ours"],
                 "naive_bytes": memory["naive"],
                 "memory_ratio": memory["naive"] / max(memory["ours"], 1),
@@ -163,12 +124,12 @@ def benchmark_model(model: TokenFlowModel, batch: int, dtype: torch.dtype, repea
     codes = model.encode(pixel_values).codes
     rows = []
     for name, function in (("encode", partial(model.encode, pixel_values)), ("decode", partial(model.decode, codes))):
+        function()
         whole, alone = [], []
         for _ in range(repeats):
-            whole.append(seconds(function, 1))
+            whole.append(timed(function))
             alone.append(arithmetic_seconds(function, 2))
-        with FlopCounterMode(display=False) as counter:
-            function()
+        flops = count_flops(function)
         duration = statistics.median(whole)
         rows.append(
             {
@@ -177,8 +138,8 @@ def benchmark_model(model: TokenFlowModel, batch: int, dtype: torch.dtype, repea
                 "batch": batch,
                 "images_per_second": batch / duration,
                 "arithmetic_share": statistics.median(alone) / duration,
-                "gflop_per_image": counter.get_total_flops() / batch / 1e9,
-                "peak_fraction": counter.get_total_flops() / duration / peak,
+                "gflop_per_image": flops / batch / 1e9,
+                "peak_fraction": flops / duration / peak,
             }
         )
     return rows
@@ -210,19 +171,25 @@ def demo_pictures(size: int) -> Tensor:
     return torch.stack([transform(Image.open(path), None) for path in paths])
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table."""
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*(show_value(value) for value in row.values()))
-    Console(width=160).print(table)
+def quantizer_rows(found: list[dict[str, Any]]) -> list[Row]:
+    """The quantiser's part of the table of all benchmarks."""
+    rows = []
+    for part in found:
+        name = f"quantiser, K = {CODEBOOK_SIZE:,}, scales of {part['pixels']} pixels"
+        durations, memory = (part["ours_seconds"], part["naive_seconds"]), (part["ours_bytes"], part["naive_bytes"])
+        rows.append(Row(name, f"{BATCH} pictures, beside the naive way", *durations, "s", "at most 0.2"))
+        rows.append(Row(name, "extra memory, beside the naive way", *(size / 1e6 for size in memory), "MB"))
+    return rows
 
 
-def show_value(value: Any) -> str:
-    """Three digits of a fraction, separated thousands of a count."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def model_rows(name: str, found: list[dict[str, Any]]) -> list[Row]:
+    """The models' part of the table of all benchmarks."""
+    rows = []
+    for part in found:
+        duration = 1 / part["images_per_second"]
+        what = f"{part['what']} a picture, {part['dtype']}, beside its own arithmetic"
+        rows.append(Row(Path(name).name, what, duration * 1e3, duration * part["arithmetic_share"] * 1e3, "ms"))
+    return rows
 
 
 def main(
@@ -236,24 +203,25 @@ def main(
     peaks = {dtype: machine_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     accelerated = peaks[torch.bfloat16]["matmul"] > peaks[torch.float32]["matmul"]
     peak_rows = [{"dtype": str(dtype).removeprefix("torch."), **peak} for dtype, peak in peaks.items()]
-    show(f"Peak FLOP/s of {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", peak_rows)
+    show(f"Peak FLOP/s of {machine()}", peak_rows)
     quantizer = benchmark_quantizer(repeats)
     show(f"Quantiser, K = {CODEBOOK_SIZE:,}, batch {BATCH}", quantizer)
+    rows = quantizer_rows(quantizer)
     models = {}
     for name in model or ["hub_cards/tokenflow-tiny", "tokenflow-b"]:
         size = 2 if name in PRESETS else batch
-        rows = benchmark_model(load(name), size, torch.float32, repeats)
+        found = benchmark_model(load(name), size, torch.float32, repeats)
         if accelerated:
-            rows += benchmark_model(load(name), size, torch.bfloat16, repeats)
-        show(name, rows)
-        models[name] = rows
+            found += benchmark_model(load(name), size, torch.bfloat16, repeats)
+        show(name, found)
+        rows += model_rows(name, found)
+        models[name] = found
         if name not in PRESETS:
             agreement = code_agreement(name, demo_pictures(load(name).config.image_size))
             Console().print(f"{name}: bf16 leaves {agreement:.2%} of the codes as they are")
     if not accelerated:
         Console().print("bf16 was not timed: this processor computes it more slowly than fp32")
-    if output is not None:
-        output.write_text(json.dumps({"peak": peak_rows, "quantizer": quantizer, "models": models}, indent=2) + "\n")
+    write_results(output, rows, peak=peak_rows, quantizer=quantizer, models=models)
 
 
 if __name__ == "__main__":

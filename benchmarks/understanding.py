@@ -5,11 +5,6 @@ python -m benchmarks.understanding [--quick] [--tiny FOLDER] [--output FILE.json
 Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
 """
 
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +13,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-from benchmarks.text_to_image import attention_flops
-from benchmarks.tokenizer import show
+from benchmarks.measuring import Row, count_flops, interleaved, show_rows, write_results
 from transformers_tokenflow import TokenFlowConfig, TokenFlowForConditionalGeneration, TokenFlowUnderstandingConfig
 
 # Of a question with its conversation around it.
@@ -122,19 +115,6 @@ def scaled_case() -> Case:
     return make_case(config)
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median durations of several functions that take turns, after a round that is not counted."""
-    durations: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            durations[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in durations.items()}
-
-
 @torch.no_grad()
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Seconds to the first token and tokens per second after it, and what they make of the bars."""
@@ -169,14 +149,6 @@ def official_arithmetic() -> dict[str, float]:
     }
 
 
-def count_flops(function: Callable[[], Any]) -> float:
-    """The arithmetic of a call."""
-    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        function()
-    return float(counter.get_total_flops())
-
-
 def main(
     quick: Annotated[bool, typer.Option(help="Fewer repeats.")] = False,
     tiny: Annotated[Path, typer.Option(help="Folder of a trained model, measured as well if it is there.")] = Path(
@@ -190,41 +162,29 @@ def main(
     if tiny.is_dir():
         trained = TokenFlowForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32).eval()
         cases[tiny.name] = partial(make_case, trained.config, trained)
-    results: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "official_flops": official_arithmetic(),
-    }
-    rows = []
+    results: dict[str, Any] = {"official_flops": official_arithmetic()}
+    rows: list[Row] = []
     for name, make in cases.items():
         found = results[name] = measure(make(), repeats)
-        first, rate = found["first_token_seconds"], found["tokens_per_second"]
-        rows += [
-            row(name, "first token, beside LLaVA", first["pixels"], first["llava"], "at most 1.15"),
-            row(name, "first token, codes beside pixels", first["codes"], first["pixels"], "at most 0.5"),
-            row(name, "a further token, beside LLaVA", 1 / rate["pixels"], 1 / rate["llava"], "1"),
-        ]
-    show("Answers", rows)
+        rows += answer_rows(name, found)
+    show_rows("Answers", rows)
     flops = results["official_flops"]
     shared = flops["language_model"] + flops["projector"]
     ratio = (shared + flops["tokenflow_encoders"]) / (shared + flops["siglip"])
     results["official_first_token_flops_beside_llava"] = ratio
     typer.echo(f"arithmetic to the first token at the official size: {ratio:.3f} times LLaVA's")
-    if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_results(output, rows, **results)
 
 
-def row(model: str, what: str, seconds: float, other: float, bar: str) -> dict[str, Any]:
-    """A line of the table."""
-    return {
-        "model": model,
-        "": what,
-        "ms": seconds * 1e3,
-        "other, ms": other * 1e3,
-        "ratio": seconds / other,
-        "bar": bar,
-    }
+def answer_rows(name: str, found: dict[str, Any]) -> list[Row]:
+    """A model's part of the table of all benchmarks."""
+    first = {of: 1e3 * duration for of, duration in found["first_token_seconds"].items()}
+    further = {of: 1e3 / rate for of, rate in found["tokens_per_second"].items()}
+    return [
+        Row(name, "first token, beside LLaVA", first["pixels"], first["llava"], "ms", "at most 1.15"),
+        Row(name, "first token, codes beside pixels", first["codes"], first["pixels"], "ms", "at most 0.5"),
+        Row(name, "a further token, beside LLaVA", further["pixels"], further["llava"], "ms", "1"),
+    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny_models import tiny_understanding
 
-from benchmarks.understanding import QUESTION_TOKENS, interleaved, make_case, make_twin, measure, row
+from benchmarks.understanding import QUESTION_TOKENS, answer_rows, make_case, make_twin, measure
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,6 @@ def test_measure(case):
     found = measure(case, repeats=1)
     assert set(found["first_token_seconds"]) == {"pixels", "codes", "llava"}
     assert found["first_token_beside_llava"] > 0 and found["codes_beside_pixels"] > 0
-
-
-def test_functions_take_turns():
-    calls = []
-    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
-    assert calls == ["a", "b"] * 3
-
-
-def test_row():
-    assert row("m", "w", 0.002, 0.001, "1") == {"model": "m", "": "w", "ms": 2, "other, ms": 1, "ratio": 2, "bar": "1"}
+    rows = answer_rows("m", found)
+    assert [row.what.split(",")[0] for row in rows] == ["first token", "first token", "a further token"]
+    assert rows[0].ratio == pytest.approx(found["first_token_beside_llava"])
