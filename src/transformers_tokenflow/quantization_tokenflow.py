@@ -241,9 +241,14 @@ class TokenFlowQuantizer(nn.Module):
         """Mean entropy of the soft assignments less the entropy of their mean, on distances over `temperature`."""
         log_assignment = (self._queries(normalized) @ entries.T).mul(2 / temperature).log_softmax(dim=-1)
         assignment = log_assignment.exp()
-        mean = assignment.mean(dim=0)
+        mean = self.mean_assignment(assignment.mean(dim=0))
         mean_entropy = -(assignment * log_assignment).sum(dim=-1).mean()
         return mean_entropy + (mean * mean.clamp_min(1e-20).log()).sum()
+
+    @staticmethod
+    def mean_assignment(mean: torch.Tensor) -> torch.Tensor:
+        """(K,): by how much of a batch each entry is used. Trainers put the mean over all processes in its place."""
+        return mean
 
     def split_codes(self, codes: torch.Tensor, scales: Sequence[int] | None = None) -> list[torch.Tensor]:
         """

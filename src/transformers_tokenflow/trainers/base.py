@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -23,9 +23,11 @@ from transformers.utils import logging
 from ..commands import one_line
 from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
+from .averaging import AveragedWeights
 from .data import SeededDataset
 from .optimizers import MuonWithAdamW, layer_matrices
-from .parameters import check_prefixes, not_finite, parameter_groups
+from .parameters import check_prefixes, not_finite, parameter_groups, trained_parameters
+from .sharding import check_settings, own_class, reshard, saved_whole, set_up_sharding
 from .stream_trainer import StreamTrainer
 
 logger = logging.get_logger(__name__)
@@ -42,6 +44,7 @@ class _StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.start_averaging()
         if state.global_step == 0:
             self.trainer.before_first_step()
 
@@ -76,9 +79,12 @@ class BaseTrainer(StreamTrainer):
     def __init__(self, model: nn.Module, args: CommonTrainingArguments, **kwargs: Any) -> None:
         check_prefixes(model, args.part_learning_rates or ())
         super().__init__(model=model, args=args, **kwargs)
-        self.averaged: AveragedModel | None = None
-        if args.ema_decay > 0:
-            self.averaged = AveragedModel(self.averaged_part(), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+        check_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        self.averaged: AveragedWeights | None = None
+        if self.is_fsdp_enabled:
+            set_up_sharding(self.accelerator.state.fsdp_plugin, self.model, self.replicated_modules(), args.device)
+        else:
+            self.start_averaging()
         self._log_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._log_counts: dict[str, int] = defaultdict(int)
         # What the loss of the current step is made of, by name, where there is more than one part.
@@ -95,9 +101,23 @@ class BaseTrainer(StreamTrainer):
         if self.averaged is not None:
             self.averaged.update_parameters(self.averaged_part())
 
+    def start_averaging(self) -> None:
+        """Make the averaged weights, if there are to be any; of weights that will be sharded, once they are."""
+        if self.averaged is None and self.args.ema_decay > 0:
+            self.averaged = AveragedWeights(self.averaged_part(), self.args.ema_decay)
+
     def averaged_part(self) -> nn.Module:
         """What the averaged weights are an average of: a module that shares its parameters with the model."""
-        return self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model)
+        return trained_parameters(model) if self.is_fsdp_enabled else model  # a sharded model can't be copied
+
+    def replicated_modules(self) -> list[nn.Module]:
+        """Modules of the model that every process holds whole where FSDP shards the rest."""
+        return []
+
+    def is_generating(self) -> bool:
+        """Whether this process generates what is logged: the main one, but of divided weights all have a part."""
+        return self.is_world_process_zero() or self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     # ---- A step ----
 
@@ -114,7 +134,10 @@ class BaseTrainer(StreamTrainer):
         return scaler is not None and scaler.get_scale() >= 1
 
     def _check_weights(self) -> None:
-        if names := not_finite(self.model.named_parameters()):
+        names = not_finite(self.model.named_parameters())
+        if self.is_fsdp_enabled:
+            names = sorted(set(gather_object(names)))  # of everybody's shards
+        if names:
             self._fail("weights are no finite numbers", names)
 
     def _fail(self, what: str, names: list[str]) -> None:
@@ -135,8 +158,10 @@ class BaseTrainer(StreamTrainer):
             args, optimized = self.args, self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(optimized))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
+            whole = self.replicated_modules() if self.is_fsdp_enabled else []
+            apart = {parameter for module in whole for parameter in module.parameters()}
             groups = parameter_groups(
-                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed
+                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart
             )
             if args.muon:
                 options = {name: value for name, value in options.items() if name in ("betas", "eps")}
@@ -200,13 +225,12 @@ class BaseTrainer(StreamTrainer):
         if self.averaged is None:
             yield
             return
-        part = self.averaged_part()
-        current = {name: tensor.clone() for name, tensor in part.state_dict().items()}
-        part.load_state_dict(self.averaged.module.state_dict())
-        try:
-            yield
-        finally:
-            part.load_state_dict(current)
+        reshard(self.model)
+        with self.averaged.in_place_of(self.averaged_part()):
+            try:
+                yield
+            finally:
+                reshard(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -219,8 +243,12 @@ class BaseTrainer(StreamTrainer):
             super().save_model(output_dir, _internal_call=True)
             return
         self._check_weights()
-        with self.averaged_weights():
+        with self.averaged_weights(), saved_whole(self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None):
             super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with own_class(self.accelerator.unwrap_model(self.model)):
+            super()._save(output_dir, state_dict)
 
     def stateful_parts(self) -> dict[str, Any]:
         """What is part of every checkpoint beside Trainer's own, by name."""
@@ -256,6 +284,7 @@ class BaseTrainer(StreamTrainer):
     def load_extra_state(self, checkpoint: str) -> dict[str, Any]:
         """Load what `extra_state` gave, and return it."""
         state = load_extra_state(checkpoint)
+        self.start_averaging()
         for name, part in self.stateful_parts().items():
             if name in state:
                 part.load_state_dict(state[name])

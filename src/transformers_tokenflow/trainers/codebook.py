@@ -4,10 +4,11 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from ..modeling_tokenflow import TokenFlowModel
 from ..quantization_tokenflow import TokenFlowQuantizer, resize
+from .sharding import reshard
 
 
 @torch.no_grad()
@@ -30,13 +31,30 @@ def residual_tokens(quantizer: TokenFlowQuantizer, features: torch.Tensor) -> to
 
 
 @torch.no_grad()
-def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], seed: int = 0) -> None:
+def quantizer_inputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    What a tokenizer quantises of pictures: (B, 3, H, H) in [-1, 1] -> (B, D, h, h).
+
+    It takes a whole forward pass, since weights that are sharded are gathered in no other call.
+    """
+    seen: list[torch.Tensor] = []
+    hook = model.quantizer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        model(pixel_values)
+    finally:
+        hook.remove()
+        reshard(model)
+    return seen[0]
+
+
+@torch.no_grad()
+def initialize_codebook(quantizer: TokenFlowQuantizer, features: Iterable[torch.Tensor], seed: int = 0) -> None:
     """
     Set both codebooks to the k-means centres of data, clustered jointly so that the index stays shared.
 
     Args:
-        model: the tokenizer.
-        batches: pictures (B, 3, H, H) in [-1, 1]; they should give several times `codebook_size` tokens.
+        quantizer: the tokenizer's.
+        features: batches (B, D, h, h) of `quantizer_inputs`; they should give several times `codebook_size` tokens.
         seed: of the clustering.
 
     Raises:
@@ -44,8 +62,7 @@ def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], 
     """
     from sklearn.cluster import MiniBatchKMeans
 
-    quantizer = model.quantizer
-    tokens = torch.cat([residual_tokens(quantizer, model.extract_features(batch)).cpu() for batch in batches])
+    tokens = torch.cat([residual_tokens(quantizer, batch).cpu() for batch in features])
     num_entries = len(quantizer.codebook.semantic)
     if len(tokens) < num_entries:
         raise ValueError(f"k-means of {num_entries} entries needs at least as many tokens; got {len(tokens)}")
@@ -60,14 +77,14 @@ def initialize_codebook(model: TokenFlowModel, batches: Iterable[torch.Tensor], 
 
 
 @torch.no_grad()
-def restart_unused_entries(model: TokenFlowModel, used: torch.Tensor, pixel_values: torch.Tensor) -> int:
+def restart_unused_entries(quantizer: TokenFlowQuantizer, used: torch.Tensor, features: torch.Tensor) -> int:
     """
     Move entries that no picture used to vectors of the current pictures, drawn from torch's global generator.
 
     Args:
-        model: the tokenizer.
+        quantizer: the tokenizer's.
         used: (K,) bool.
-        pixel_values: (B, 3, H, H) in [-1, 1].
+        features: (B, D, h, h) of `quantizer_inputs`.
 
     Returns:
         How many entries were moved.
@@ -75,11 +92,11 @@ def restart_unused_entries(model: TokenFlowModel, used: torch.Tensor, pixel_valu
     unused = (~used).nonzero().squeeze(1)
     if len(unused) == 0:
         return 0
-    tokens = residual_tokens(model.quantizer, model.extract_features(pixel_values))
+    tokens = residual_tokens(quantizer, features)
     # Drawn on the CPU, whose generator a checkpoint restores, and without replacement as far as the tokens go.
     order = torch.randperm(len(tokens))[: len(unused)].to(tokens.device)
     unused = unused[torch.randperm(len(unused))[: len(order)].to(unused.device)]
-    set_entries(model.quantizer, unused, tokens[order])
+    set_entries(quantizer, unused, tokens[order])
     return len(unused)
 
 

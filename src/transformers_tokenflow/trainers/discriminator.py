@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from .processes import ProcessesBatchNorm2d
+
 
 class PatchDiscriminator(nn.Module):
     """
@@ -26,7 +28,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if index < num_layers else 1
             layers += [
                 nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                ProcessesBatchNorm2d(width),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
@@ -71,7 +73,7 @@ class Adversary:
     A discriminator with an Adam of its own, which takes its step after the model's.
 
     accelerate neither prepares nor scales it, since fp16's loss scaler serves one optimizer: it stays in full
-    precision and, with several processes, replicated.
+    precision and, with several processes, replicated, whatever becomes of the model.
 
     Args:
         discriminator: judges pictures (B, 3, H, W).
@@ -92,7 +94,7 @@ class Adversary:
         self.device = device
         self.loss: nn.Module = DiscriminatorLoss(self.discriminator)
         if num_processes > 1:
-            # Gradients are averaged; the batch statistics of the norms are each process's own.
+            # Gradients are averaged here, the batch statistics of the norms by themselves.
             self.loss = DistributedDataParallel(self.loss, device_ids=None if device.type == "cpu" else [device])
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=betas)
 

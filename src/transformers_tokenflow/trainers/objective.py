@@ -10,6 +10,7 @@ from ..modeling_tokenflow import TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
 from .discriminator import Adversary
 from .losses import make_perceptual_loss
+from .processes import mean_over_processes
 from .teachers import Teacher
 
 MODEL_LOSSES = ("pixel_loss", "codebook_loss", "commitment_loss", "entropy_loss", "semantic_loss")
@@ -88,7 +89,6 @@ class Objective:
 
 def gradient_ratio(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
     """VQGAN's adaptive weight: how many times larger the one loss's gradient at the last layer is than the other's."""
-    norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)
-    ]
+    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
+    norms = [mean_over_processes(gradient).norm() for gradient in gradients]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()

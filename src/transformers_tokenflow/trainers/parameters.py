@@ -2,16 +2,18 @@
 """Which of a model's parameters are trained, and how fast; adapters that are trained in place of them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
 from torch import nn
 
+from .sharding import own_part
+
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """Names of those with NaN or infinity in them."""
-    return [name for name, tensor in tensors if not tensor.isfinite().all()]
+    """Names of those with NaN or infinity in what this process has of them."""
+    return [name for name, tensor in tensors if not own_part(tensor).isfinite().all()]
 
 
 def check_prefixes(model: nn.Module, prefixes: Iterable[str]) -> None:
@@ -46,7 +48,12 @@ def select_trainable(model: nn.Module, parts: list[str] | None) -> None:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, part_rates: Mapping[str, float], weight_decay: float, decayed: set[str]
+    model: nn.Module,
+    learning_rate: float,
+    part_rates: Mapping[str, float],
+    weight_decay: float,
+    decayed: set[str],
+    apart: Set[nn.Parameter] = frozenset(),
 ) -> list[dict[str, Any]]:
     """
     Groups for an optimizer: trainable parameters of one learning rate, with and without weight decay.
@@ -56,16 +63,17 @@ def parameter_groups(
         learning_rate: of parameters that no prefix fits.
         part_rates: learning rates by prefix; of several that fit the longest counts.
         weight_decay: of the parameters named in `decayed`.
+        apart: parameters that have groups of their own, since no step can be made of sharded and whole ones at once.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             fitting = [prefix for prefix in part_rates if name.removeprefix("module.").startswith(prefix)]
             rate = float(part_rates[max(fitting, key=len)]) if fitting else learning_rate
-            groups[rate, name in decayed].append(parameter)
+            groups[rate, name in decayed, parameter in apart].append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0}
-        for (rate, decay), parameters in groups.items()
+        for (rate, decay, _), parameters in groups.items()
     ]
 
 

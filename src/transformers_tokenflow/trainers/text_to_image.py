@@ -91,6 +91,10 @@ class TextToImageTrainer(BaseTrainer):
         """The trained parameters: the frozen tokenizer would cost memory and time."""
         return trained_parameters(self.accelerator.unwrap_model(self.model))
 
+    def replicated_modules(self) -> list[nn.Module]:
+        """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
+        return [self.accelerator.unwrap_model(self.model).tokenizer]
+
     # ---- A step ----
 
     def compute_loss(
@@ -193,11 +197,13 @@ class TextToImageTrainer(BaseTrainer):
 
     def _draw_samples(self, prefix: str) -> None:
         """Log pictures of the prompts, once a step, however many datasets are evaluated."""
-        if self.args.sample_prompts and self._drawn_at != self.state.global_step and self.is_world_process_zero():
+        if self.args.sample_prompts and self._drawn_at != self.state.global_step and self.is_generating():
             self._drawn_at = self.state.global_step
-            grid = make_grid(self.draw(self.args.sample_prompts), nrow=min(self.args.logged_pictures, 8))
-            folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
-            log_picture(f"{prefix.split('_')[0]}_samples", grid, self.state.global_step, folder, callbacks)
+            pictures = self.draw(self.args.sample_prompts)
+            if self.is_world_process_zero():
+                grid = make_grid(pictures, nrow=min(self.args.logged_pictures, 8))
+                folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
+                log_picture(f"{prefix.split('_')[0]}_samples", grid, self.state.global_step, folder, callbacks)
 
     @torch.no_grad()
     def draw(self, prompts: list[str]) -> torch.Tensor:

@@ -13,11 +13,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
 from .base import BaseTrainer, load_extra_state
-from .codebook import initialize_codebook, restart_unused_entries
+from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
 from .parameters import select_trainable
 from .pictures import comparison, log_picture, mean_psnr, psnr
+from .processes import mean_over_processes
+from .sharding import check_tokenizer_settings
 from .teachers import Teacher
 
 __all__ = ["TokenFlowTrainer", "TokenFlowTrainingArguments", "mean_psnr"]
@@ -53,6 +55,8 @@ class TokenFlowTrainer(BaseTrainer):
                 "adaptive_adversarial_weight needs the gradient of pixel_decoder.conv_out, which is frozen"
             )
         super().__init__(model=model, args=args, **kwargs)
+        check_tokenizer_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        model.quantizer.mean_assignment = mean_over_processes
         self.adversary = self._create_adversary() if args.adversarial_weight > 0 else None
         self.objective = Objective(args, teacher, self.adversary)
         self.codes_used = torch.zeros(model.config.codebook_size, dtype=torch.bool, device=args.device)
@@ -87,10 +91,16 @@ class TokenFlowTrainer(BaseTrainer):
         batches = itertools.islice(self.get_train_dataloader(), self.args.codebook_initialization_batches)
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        initialize_codebook(model, (batch["pixel_values"].to(self.args.device) for batch in batches), self.args.seed)
+        features = (self._features(batch["pixel_values"].to(self.args.device)) for batch in batches)
+        initialize_codebook(model.quantizer, features, self.args.seed)
         self._share_codebook(model)
         if self.averaged is not None:
-            self.averaged.module.load_state_dict(model.state_dict())
+            tables = list(model.quantizer.codebook.parameters())
+            self.averaged.follow(self.averaged_part(), tables, [slice(None)] * len(tables))
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the quantiser is given of the pictures of all processes, in the order that a single one has them in."""
+        return self.accelerator.gather(quantizer_inputs(self.accelerator.unwrap_model(self.model), pixel_values))
 
     def _share_codebook(self, model: TokenFlowModel) -> None:
         """Give every process the main one's entries."""
@@ -157,14 +167,13 @@ class TokenFlowTrainer(BaseTrainer):
     def _restart_codebook(self, model: TokenFlowModel) -> None:
         tables = list(model.quantizer.codebook.parameters())
         before = [table.clone() for table in tables]
-        restart_unused_entries(model, self._used_by_all(self.codes_used), self._pictures[0])
+        used = self._used_by_all(self.codes_used)
+        restart_unused_entries(model.quantizer, used, self._features(self._pictures[0]))
         self._share_codebook(model)
         if self.averaged is not None:
             # Halfway between two places a moved entry would be of no use to the averaged model.
-            averaged = self.averaged.module.quantizer.codebook.parameters()
-            for ours, table, old in zip(averaged, tables, before, strict=True):
-                moved = (table != old).any(dim=1)
-                ours[moved] = table[moved]
+            moved = [(table != old).any(dim=1) for table, old in zip(tables, before, strict=True)]
+            self.averaged.follow(self.averaged_part(), tables, moved)
 
     def _used_by_all(self, used: torch.Tensor) -> torch.Tensor:
         """Which entries any of the processes used: (K,) bool."""
@@ -201,24 +210,25 @@ class TokenFlowTrainer(BaseTrainer):
         Where several processes share a last batch that is not full, the losses, which are means over batches, count
         the pictures that fill it up, as all metrics do of a stream.
         """
-        model: Any = self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
+        model: Any = self.accelerator.unwrap_model(self.model)
         model.eval()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
         count, pictures = 0, None
-        for batch in dataloader:
-            pixel_values = self._prepare_inputs(batch)["pixel_values"]
-            with self.accelerator.autocast():
-                losses, output = self.objective.losses(model, pixel_values)
-            losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
-            real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
-            ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
-            for name, value in losses.items():
-                sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
-            sums["psnr"] += ratios.sum().item()
-            count += len(codes)
-            used[codes.flatten()] = True
-            pictures = pictures or (real, fake)
+        with self.averaged_weights():
+            for batch in dataloader:
+                pixel_values = self._prepare_inputs(batch)["pixel_values"]
+                with self.accelerator.autocast():
+                    losses, output = self.objective.losses(model, pixel_values)
+                losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
+                real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
+                ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
+                for name, value in losses.items():
+                    sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
+                sums["psnr"] += ratios.sum().item()
+                count += len(codes)
+                used[codes.flatten()] = True
+                pictures = pictures or (real, fake)
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         metrics[f"{metric_key_prefix}_codebook_utilization"] = used.float().mean().item()
         if pictures is not None and self.args.logged_pictures > 0 and self.is_world_process_zero():
@@ -228,6 +238,10 @@ class TokenFlowTrainer(BaseTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
     # ---- Saving and resuming ----
+
+    def replicated_modules(self) -> list[nn.Module]:
+        """The codebook, which is small, searched in full precision, and moved entry by entry."""
+        return [self.accelerator.unwrap_model(self.model).quantizer.codebook]
 
     def stateful_parts(self) -> dict[str, Any]:
         """The discriminator and its optimizer, where there is one, and the averaged weights."""

@@ -90,6 +90,10 @@ class UnderstandingTrainer(BaseTrainer):
         """The trained parameters: the frozen tokenizer would cost memory and time."""
         return trained_parameters(self.accelerator.unwrap_model(self.model))
 
+    def replicated_modules(self) -> list[nn.Module]:
+        """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
+        return [self.bare_model().model.tokenizer]
+
     def bare_model(self) -> Any:
         """The model without what wraps it for distributed training or as adapters."""
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
@@ -210,11 +214,12 @@ class UnderstandingTrainer(BaseTrainer):
 
     def _log_answers(self, dataset: Any, prefix: str) -> None:
         """Log what the model answers to the first questions of conversations all over the dataset."""
-        if self.args.logged_answers > 0 and self.is_world_process_zero() and has_length(dataset):
+        if self.args.logged_answers > 0 and self.is_generating() and has_length(dataset):
             count = min(self.args.logged_answers, len(dataset))
             lines = [self.answer(dataset[index * len(dataset) // count]) for index in range(count)]
-            folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks
-            log_text(prefix, "\n".join(lines), self.state.global_step, folder, callbacks)
+            if self.is_world_process_zero():
+                folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks
+                log_text(prefix, "\n".join(lines), self.state.global_step, folder, callbacks)
 
     @torch.no_grad()
     def answer(self, example: dict[str, Any]) -> str:
