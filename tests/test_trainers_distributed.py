@@ -1,0 +1,235 @@
+# Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+"""All trainers in several processes: as in one, sharded by FSDP2, and resumed in another number of processes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import tiny_text_to_image_training as generators
+import tiny_training as tokenizers
+import tiny_understanding_training as talkers
+import torch
+from accelerate.state import AcceleratorState, DistributedType
+from accelerate.utils import FullyShardedDataParallelPlugin
+from faults import needs_fork
+from launched import run_launched
+from safetensors.torch import load_file
+from test_accelerate_configs import launch_environment
+from torch.distributed.fsdp import FSDPModule
+
+from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowForTextToImage, TokenFlowModel
+from transformers_tokenflow.trainers.base import BaseTrainer, last_checkpoint
+from transformers_tokenflow.trainers.sharding import check_settings, check_tokenizer_settings, set_up_sharding
+
+pytestmark = needs_fork
+
+STEPS = 4
+COMMON: dict[str, Any] = {"max_steps": STEPS, "optim": "sgd", "learning_rate": 0.05, "warmup_steps": 0}
+TOKENIZER: dict[str, Any] = {
+    **COMMON,
+    "perceptual_loss": "teacher",
+    "adversarial_weight": 0.5,
+    "adversarial_start_step": 1,
+    "discriminator_learning_rate": 1e-4,
+    "scale_dropout": 0.5,
+    "codebook_initialization": "kmeans",
+    "codebook_restart_steps": 2,
+}
+
+
+def tokenizer(folder: Path, **changes: Any) -> BaseTrainer:
+    """A trainer of a tokenizer with all that is a mean over a batch, or drawn from one."""
+    model = tokenizers.tiny_model("clip", entropy_weight=0.1)
+    return tokenizers.tiny_trainer(folder, model=model, **{**TOKENIZER, **changes})
+
+
+def generator(folder: Path, **changes: Any) -> BaseTrainer:
+    return generators.tiny_trainer(folder, **{**COMMON, "text_dropout": 0.3, **changes})
+
+
+def talker(folder: Path, **changes: Any) -> BaseTrainer:
+    return talkers.tiny_trainer(folder, talkers.divided_rows(), **{**COMMON, **changes})
+
+
+KINDS: dict[str, tuple[Callable[..., BaseTrainer], Any]] = {
+    "tokenizer": (tokenizer, TokenFlowModel),
+    "text-to-image": (generator, TokenFlowForTextToImage),
+    "understanding": (talker, TokenFlowForConditionalGeneration),
+}
+
+
+OTHERS = ["text-to-image", "understanding"]
+# What every process generates with sharded weights, at evaluations.
+GENERATING: dict[str, dict[str, Any]] = {
+    "text-to-image": {"sample_prompts": ["an owl"], "sample_options": {"top_k": [5], "top_p": [0.0]}},
+    "understanding": {"logged_answers": 2},
+}
+DRAWING_NOTHING: dict[str, dict[str, Any]] = {
+    "tokenizer": {"scale_dropout": 0.0, "codebook_restart_steps": 0},
+}
+# Classes of what is gathered at a time; a transformer's layers, and what accelerate takes beside them.
+GATHERED = {
+    "tokenizer": ["FSDPCLIPEncoderLayer", "FSDPConv2d", "FSDPSiglipEncoderLayer", "FSDPTokenFlowModel"],
+    "text-to-image": ["FSDPEmbedding", "FSDPTokenFlowForTextToImage", "FSDPTokenFlowTextToImageDecoderLayer"],
+    "understanding": [
+        "FSDPEmbedding",
+        "FSDPLinear",
+        "FSDPQwen2DecoderLayer",
+        "FSDPTokenFlowForConditionalGeneration",
+    ],
+}
+
+
+def shard_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have accelerate shard as training/accelerate/fsdp2.yaml says on CPUs too, which it leaves to DDP."""
+    started = AcceleratorState.__init__
+    with mock.patch.dict(os.environ, launch_environment("fsdp2")):
+        plugin = FullyShardedDataParallelPlugin()
+
+    def start(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        started(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+
+    monkeypatch.setattr(AcceleratorState, "__init__", start)
+
+
+def logged(trainer: BaseTrainer) -> dict[int, dict[str, float]]:
+    """What was logged of the steps of training."""
+    return {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
+
+
+def run(kind: str, folder: Path, **changes: Any) -> None:
+    """Train in this process, with all others; save the model, and what was logged beside it."""
+    trainer = KINDS[kind][0](folder, **changes)
+    trainer.eval_dataset = torch.utils.data.Subset(trainer.eval_dataset, range(4))  # as many for every process
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    gathered = sorted({type(module).__name__ for module in trainer.model.modules() if isinstance(module, FSDPModule)})
+    if trainer.is_world_process_zero():
+        torch.save({"logs": logged(trainer), "metrics": metrics, "gathered": gathered}, folder / "results.pt")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+def assert_close(got: dict[str, float], expected: dict[str, float]) -> None:
+    """All that is a property of the model, within 1e-5; `token_accuracy` is a mean over processes."""
+    left_out = ("runtime", "per_second", "token_accuracy")
+    names = [name for name in expected if not name.endswith(left_out)]
+    assert [got[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-5, abs=1e-5), names
+
+
+def assert_same_results(got: dict[str, Any], expected: dict[str, Any], first_step: int = 0) -> None:
+    """All that was logged after a step."""
+    steps = [step for step in expected["logs"] if step > first_step]
+    assert steps
+    for step in steps:
+        assert_close(got["logs"][step], expected["logs"][step])
+    assert_close(got["metrics"], expected["metrics"])
+
+
+# ---- As in one process ----
+
+
+# The others take longer, and less is a matter of several processes in them.
+@pytest.mark.parametrize("kind", ["tokenizer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
+def test_two_processes_equal_one(kind: str, tmp_path: Path):
+    run(kind, tmp_path / "one", per_device_train_batch_size=4, ema_decay=0.5)
+    run_launched(lambda: run(kind, tmp_path / "two", per_device_train_batch_size=2, ema_decay=0.5), 2)
+    assert_same_results(results(tmp_path / "two"), results(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), *OTHERS])
+def test_sharded_training_equals_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And what is saved is what a single process saves, weights of all sizes, code and configuration."""
+    changes = {"ema_decay": 0.5, "activation_checkpointing": kind != "tokenizer", **GENERATING.get(kind, {})}
+    run(kind, tmp_path / "one", per_device_train_batch_size=4, **changes)
+    shard_on_cpus(monkeypatch)
+    run_launched(lambda: run(kind, tmp_path / "two", per_device_train_batch_size=2, **changes), 2)
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    assert not one["gathered"] and two["gathered"] == GATHERED[kind]
+    assert_same_results(two, one)
+    loaded = KINDS[kind][1].from_pretrained(tmp_path / "two").state_dict()
+    for name, tensor in load_file(tmp_path / "one" / "model.safetensors").items():
+        torch.testing.assert_close(loaded[name], tensor, atol=1e-5, rtol=1e-4)
+    files = [
+        sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*"))
+        for name in ("one", "two")
+    ]
+    assert files[0] == files[1]
+    assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "two" / "config.json").read_text()
+
+
+# ---- Resumed in another number of processes ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_sharded", [False, True])
+@pytest.mark.parametrize("counts", [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_with_the_same_data(
+    counts: tuple[int, int], is_sharded: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a step draws itself starts from the seed again: so nothing is drawn here."""
+    changes = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 2, **DRAWING_NOTHING.get(kind, {})}
+    run(kind, tmp_path / "one", per_device_train_batch_size=4, **changes)
+    if is_sharded:
+        shard_on_cpus(monkeypatch)
+    for count, steps in zip(counts, (2, STEPS), strict=True):
+        options = {**changes, "per_device_train_batch_size": 4 // count, "max_steps": steps}
+        run_launched(lambda options=options: run(kind, tmp_path / "parts", **options), count)
+    assert_same_results(results(tmp_path / "parts"), results(tmp_path / "one"), first_step=2)
+
+
+# ---- What can't be ----
+
+
+@pytest.mark.parametrize(
+    "make, changes, message",
+    [
+        (tokenizer, {"adaptive_adversarial_weight": True}, "adaptive_adversarial_weight needs a gradient"),
+        (generator, {"muon": True}, "muon needs whole matrices"),
+    ],
+)
+def test_settings_that_sharding_leaves_no_way_for(
+    make: Callable[..., BaseTrainer], changes: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shard_on_cpus(monkeypatch)
+
+    def refuse() -> None:
+        with pytest.raises(ValueError, match=message):
+            make(tmp_path, **changes)
+
+    run_launched(refuse, 1)
+
+
+@pytest.mark.parametrize(
+    "settings, check, message",
+    [
+        ({"ema_decay": 0.9}, check_settings, "ema_decay averages weights that DeepSpeed keeps to itself"),
+        ({"muon": True}, check_settings, "muon needs whole matrices"),
+        ({"codebook_restart_steps": 5}, check_tokenizer_settings, "move entries of which DeepSpeed keeps a copy"),
+        ({"codebook_initialization": "kmeans"}, check_tokenizer_settings, "move entries of which DeepSpeed"),
+        ({"adaptive_adversarial_weight": True}, check_tokenizer_settings, "adaptive_adversarial_weight needs"),
+    ],
+)
+def test_settings_that_deepspeed_leaves_no_way_for(settings: dict, check: Callable, message: str, tmp_path: Path):
+    check(tokenizers.tiny_arguments(tmp_path), is_fsdp=False, is_deepspeed=True)
+    with pytest.raises(ValueError, match=message):
+        check(tokenizers.tiny_arguments(tmp_path, **settings), is_fsdp=False, is_deepspeed=True)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"fsdp_version": 1}, "fsdp_version: 2; got fsdp_version: 1"), ({"cpu_ram_efficient_loading": True}, "be false")],
+)
+def test_ways_of_sharding_that_are_none(options: dict, message: str):
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **options})
+    with pytest.raises(ValueError, match=message):
+        set_up_sharding(plugin, torch.nn.Linear(2, 2), [], torch.device("cpu"))
