@@ -276,7 +276,15 @@ class BaseTrainer(StreamTrainer):
             self.load_extra_state(checkpoint)
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Load a checkpoint to evaluate or save it, not to train on."""
+        """
+        Load a checkpoint to evaluate or save it, not to train on.
+
+        Raises:
+            ValueError: in a process of DeepSpeed, which loads only what it trains.
+        """
+        if self.is_deepspeed_enabled:
+            raise ValueError(f"{checkpoint} ends its run; DeepSpeed goes on with runs alone: evaluate the saved model")
+        self.model.to(self.args.device)  # where FSDP, which does so while it shards, has not brought it
         self._load_from_checkpoint(checkpoint)
         self.load_extra_state(checkpoint)
         self.state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
