@@ -7,6 +7,7 @@ understanding model for its greedy answers. What is beside each figure is the mo
 has no instructions for bf16.
 """
 
+import copy
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import is_bitsandbytes_available, is_torchao_available
 
@@ -114,7 +115,12 @@ def answers(model: TokenFlowForConditionalGeneration, processor: Any, picture: P
     image = {"type": "image", "image": Image.open(picture).convert("RGB")}
     turns = [[{"role": "user", "content": [image, {"type": "text", "text": question}]}] for question in questions]
     inputs = processor.apply_chat_template(
-        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        turns,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
     output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
     return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -160,6 +166,31 @@ def rows_of(
     return rows
 
 
+# ---- A large layer ----
+
+
+@torch.no_grad()
+def measure_layer(dtype: torch.dtype, repeats: int, size: tuple[int, int] = (4096, 11008)) -> list[Row]:
+    """A layer of the official generator's size, by torchao, with the tokens of a step of text and of a large scale."""
+    layers = {"plain": nn.Linear(*size, bias=False, dtype=dtype)}
+    for name, configuration in configurations().items():
+        if isinstance(configuration, TorchAoConfig):
+            from torchao.quantization import quantize_
+
+            layers[name] = copy.deepcopy(layers["plain"])
+            quantize_(layers[name], configuration.quant_type)
+    rows = []
+    for tokens in (1, 256):
+        inputs = torch.randn(tokens, size[0], dtype=dtype)
+        found = interleaved({name: partial(layer, inputs) for name, layer in layers.items()}, 5 * repeats)
+        for name in list(layers)[1:]:
+            what = f"{tokens} token{'s' * (tokens > 1)}, beside {str(dtype).removeprefix('torch.')}"
+            rows.append(
+                Row(f"layer {size[0]} → {size[1]}, {name}", what, 1e3 * found[name], 1e3 * found["plain"], "ms")
+            )
+    return rows
+
+
 def main(
     quick: Annotated[bool, typer.Option(help="Fewer repeats.")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
@@ -168,7 +199,7 @@ def main(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer that it casts
     repeats = 2 if quick else 7
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    rows: list[Row] = []
+    rows = measure_layer(dtype, repeats)
     for folder, model_class, measure in (
         (GENERATOR, TokenFlowForTextToImage, measure_generator),
         (UNDERSTANDING, TokenFlowForConditionalGeneration, measure_understanding),
