@@ -93,6 +93,8 @@ def shard_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         started(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+            if self._mixed_precision != "no":
+                plugin.set_mixed_precision(self._mixed_precision)
 
     monkeypatch.setattr(AcceleratorState, "__init__", start)
 
@@ -164,6 +166,35 @@ def test_sharded_training_equals_one_process(kind: str, tmp_path: Path, monkeypa
     ]
     assert files[0] == files[1]
     assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "two" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_in_mixed_precision(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Losses are computed in full precision, and weights are kept in it."""
+    shard_on_cpus(monkeypatch)
+    run_launched(lambda: run(kind, tmp_path / "bf16", per_device_train_batch_size=2, max_steps=1, bf16=True), 2)
+    run_launched(lambda: run(kind, tmp_path / "fp32", per_device_train_batch_size=2, max_steps=1), 2)
+    loss, expected = (results(tmp_path / name)["logs"][1]["loss"] for name in ("bf16", "fp32"))
+    assert loss == pytest.approx(expected, rel=0.02) and loss != expected
+    assert loss != torch.tensor(loss).bfloat16().item()
+    assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_finished_sharded_run_is_evaluated_and_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shard_on_cpus(monkeypatch)
+    changes = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    run_launched(lambda: run("text-to-image", tmp_path, **changes), 2)
+
+    def again() -> None:
+        trainer = generator(tmp_path, **changes)
+        trainer.load_checkpoint(last_checkpoint(tmp_path))
+        trainer.save_model(str(tmp_path / "again"))
+
+    run_launched(again, 2)
+    once, twice = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
 
 
 # ---- Resumed in another number of processes ----

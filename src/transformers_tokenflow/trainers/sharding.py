@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Weights that accelerate divides among processes: what can be, how, and how to get at them all the same."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ def layer_classes(model: nn.Module, replicated: Iterable[nn.Module] = ()) -> lis
 
 def set_up_sharding(plugin: Any, model: nn.Module, replicated: list[nn.Module], device: torch.device) -> None:
     """
-    Tell accelerate what of a model is gathered at a time, where its configuration does not, and what stays whole.
+    Tell accelerate what of a model is gathered at a time, where its configuration does not, what stays whole, and what
+    is computed in full precision.
 
     Modules that are replicated are moved to the device, since accelerate moves only what it shards. The gradients of
     those of them that are trained are averaged, as by `DistributedDataParallel`.
@@ -72,6 +74,12 @@ def set_up_sharding(plugin: Any, model: nn.Module, replicated: list[nn.Module], 
         raise ValueError("fsdp_cpu_ram_efficient_loading must be false: parts of the models are not sharded")
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model, replicated)
+    if plugin.mixed_precision_policy is not None:
+        # Autocast is at work within, as without FSDP: pictures that are compared with, losses and sums of gradients
+        # stay in full precision.
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+        )
     plugin.ignored_modules = replicated
     for module in replicated:
         module.to(device)
