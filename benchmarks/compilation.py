@@ -5,13 +5,14 @@ python -m benchmarks.compilation [--quick] [--output FILE.json]
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
 from benchmarks.measuring import Row, has_fast_bf16, interleaved, show_rows, timed, write_results
+from benchmarks.text_to_image import PROMPT_TOKENS
 from transformers_tokenflow import TokenFlowForTextToImage
 
 MODEL = Path("hub_cards/tokenflow-tiny-text-to-image")
@@ -25,11 +26,11 @@ def compile_layers(model: TokenFlowForTextToImage) -> None:
     model.model.compile(dynamic=False)
 
 
-def draw(model: TokenFlowForTextToImage, cache: str, prompt_length: int = 20) -> Tensor:
-    """Codes (1, L) of a picture, as likely as can be, without guidance."""
-    ids = torch.arange(3, 3 + prompt_length)[None]
-    passes = {"top_k": [1, 1, 1], "top_p": [0.0, 0.0, 0.0]}
-    return model.generate(ids, guidance_scale=0, cache_implementation=cache, **passes).codes
+def draw(model: TokenFlowForTextToImage, cache: str, num_passes: int = 3, **given: Any) -> Tensor:
+    """Codes (1, L) of a picture, as likely as can be, without guidance, to a prompt of as many tokens as a sentence."""
+    ids = torch.arange(3, 3 + PROMPT_TOKENS)[None]
+    passes = {"top_k": [1] * num_passes, "top_p": [0.0] * num_passes}
+    return model.generate(ids, guidance_scale=0, cache_implementation=cache, **passes, **given).codes
 
 
 def measure(name: str, model: TokenFlowForTextToImage, compiled: TokenFlowForTextToImage, repeats: int) -> list[Row]:
@@ -44,12 +45,19 @@ def measure(name: str, model: TokenFlowForTextToImage, compiled: TokenFlowForTex
     compile_layers(compiled)
     first = timed(partial(draw, compiled, "static"))
     ways = {"plain": partial(draw, model, "preallocated"), "compiled": partial(draw, compiled, "static")}
-    same = (ways["plain"]() == ways["compiled"]()).float().mean().item()
+    scales = model.tokenizer.config.scales
+    given = {"codes": ways["plain"](), "keep_scales": len(scales) - 1}
+    # Of the last scale alone, after the same codes: one other code of a first scale makes another picture.
+    last = [
+        draw(*way, num_passes=1, **given)[:, -(scales[-1] ** 2) :]
+        for way in ((model, "preallocated"), (compiled, "static"))
+    ]
+    same = (last[0] == last[1]).float().mean().item()
     found = interleaved(ways, repeats)
     return [
         Row(name, "a picture, compiled, beside not", found["compiled"], found["plain"], "s", "less than 1"),
         Row(name, "the first picture, with compiling, beside not", first, found["plain"], "s"),
-        Row(name, "codes that compiling leaves as they are, of all", 100 * same, 100.0, "%"),
+        Row(name, "codes that compiling leaves as they are, of the last scale's", 100 * same, 100.0, "%"),
     ]
 
 
