@@ -17,8 +17,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# A dataset of more files is read in as many groups of them: to pick one out takes time that grows with their number.
-MAX_SHARDS = 4096
+# A dataset of more files is read in as many groups of them. To pick one out takes `datasets` 5 microseconds for every
+# file that there is: of a folder of pictures, 5 milliseconds a picture.
+MAX_SHARDS = 1024
 # Rows among which is shuffled, where nothing else is asked for.
 SHUFFLE_BUFFER = 1000
 
@@ -198,7 +199,7 @@ class ExampleStream(IterableDataset):
         units = self.units(task["pass"], task["readers"], task["reader"])
         share = Share(self._open_shard, units, task["unit"], task["row"], task["state"])
         rows, start, given = iter(share), share.place(), task["given"]
-        block, following = list(islice(rows, self.buffer_size)), share.place()
+        block, next_start = list(islice(rows, self.buffer_size)), share.place()
         while block:
             next_block: list[tuple[int, int, Row]] = []
             shard, row, _ = block[0]
@@ -209,7 +210,7 @@ class ExampleStream(IterableDataset):
                 if count > given:
                     task.update(start, given=count)
                     yield entry
-            start, block, following, given = following, next_block, share.place(), 0
+            start, block, next_start, given = next_start, next_block, share.place(), 0
 
     # ---- Resuming ----
 
