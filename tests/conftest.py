@@ -16,6 +16,7 @@ import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from deprecations import deprecated_calls  # noqa: E402
 from hub_server import Hub, running_hub  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
@@ -28,6 +29,13 @@ settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_deprecated():
+    with deprecated_calls() as found:
+        yield
+    assert not found, f"the package calls what is deprecated: {'; '.join(found)}"
 
 
 @pytest.fixture
