@@ -30,17 +30,23 @@ def check_settings(args: CommonTrainingArguments, is_fsdp: bool, is_deepspeed: b
 def check_tokenizer_settings(args: TokenFlowTrainingArguments, is_fsdp: bool, is_deepspeed: bool) -> None:
     """
     Raises:
-        ValueError: a setting of the tokenizer's training needs weights that FSDP or DeepSpeed have divided.
+        ValueError: it is DeepSpeed, or a setting needs weights that FSDP has divided.
     """
-    if args.adaptive_adversarial_weight and (is_fsdp or is_deepspeed):
+    if is_deepspeed:
+        raise ValueError("DeepSpeed divides and rounds the codebook, which decides the codes: train with DDP or FSDP2")
+    if args.adaptive_adversarial_weight and is_fsdp:
+        raise ValueError("adaptive_adversarial_weight needs a gradient before FSDP has it: set it to false")
+
+
+def check_encoding(is_deepspeed: bool) -> None:
+    """
+    Raises:
+        ValueError: it is DeepSpeed, and pictures are to be encoded while a model is trained.
+    """
+    if is_deepspeed:
         raise ValueError(
-            "adaptive_adversarial_weight needs a gradient before FSDP or DeepSpeed have it: set it to false"
-        )
-    is_moved = args.codebook_initialization == "kmeans" or args.codebook_restart_steps > 0
-    if is_moved and is_deepspeed:
-        raise ValueError(
-            "codebook_initialization: kmeans and codebook_restart_steps move entries of which DeepSpeed keeps a copy: "
-            "leave them out, or use DDP or FSDP"
+            "DeepSpeed divides and rounds the image tokenizer too, which would give other codes: encode pictures "
+            "beforehand with `tokenflow encode`, or train with FSDP2"
         )
 
 
@@ -112,8 +118,19 @@ def reshard(model: nn.Module) -> None:
 
 
 def whole_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict with whole tensors, those that are sharded on the CPU. Called in every process."""
-    return {name: tensor.full_tensor().cpu() if is_sharded(tensor) else tensor for name, tensor in state.items()}
+    """
+    A state_dict with whole tensors, those that are sharded on the CPU.
+
+    Called in every process; the others than the main one get none of the latter.
+    """
+    whole = {}
+    for name, tensor in state.items():
+        gathered = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+        if not is_sharded(tensor):
+            whole[name] = tensor
+        elif distributed.get_rank() == 0:
+            whole[name] = gathered.cpu()
+    return whole
 
 
 def shard_state(state: dict[str, torch.Tensor], like: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from .base import BaseTrainer
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_picture
+from .sharding import check_encoding
 
 FIRST_SAMPLE_SEED = 0
 
@@ -120,6 +121,7 @@ class TextToImageTrainer(BaseTrainer):
         """Encoding is no part of mixed precision, so that codes are those that `tokenflow encode` writes."""
         if "pixel_values" not in inputs:
             return inputs
+        check_encoding(self.is_deepspeed_enabled)
         tokenizer = self.accelerator.unwrap_model(self.model).tokenizer
         with torch.no_grad():
             labels = tokenizer.encode(inputs["pixel_values"]).codes

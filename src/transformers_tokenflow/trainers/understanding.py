@@ -19,6 +19,7 @@ from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, column_names, conversations
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_text
+from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
 
 MAX_ANSWER_TOKENS = 64
@@ -151,6 +152,7 @@ class UnderstandingTrainer(BaseTrainer):
         """
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if "pixel_values" in inputs:
+            check_encoding(self.is_deepspeed_enabled)
             with torch.no_grad():
                 inputs["image_codes"] = self.bare_model().model.tokenizer.encode(inputs.pop("pixel_values")).codes
         return inputs
