@@ -1,7 +1,7 @@
 # Everything runs in .venv, which `setup` makes; nothing else on the machine is touched.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo space test test-all test-space fuzz lint format format-check typecheck docs bench constraints \
-	constraints-space clean
+.PHONY: help setup demo space test test-all test-space compat fuzz lint format format-check typecheck docs bench \
+	constraints constraints-space clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -51,6 +51,9 @@ test-all: setup ## Run the slow tests too
 
 test-space: $(SPACE_STAMP) ## Test the page to try, in Chromium where there is one
 	$(SPACE)/bin/python -m pytest tests/test_space_page.py $(PYTEST_ARGS)
+
+compat: setup ## Test with the oldest and newest versions on every Python; COMPAT_ARGS=oldest-3.11 runs one
+	$(BIN)/python .ci/compat.py $(COMPAT_ARGS)
 
 fuzz: setup ## Run 10,000 cases of every fuzzer, for hours; FUZZ_CASES=100 runs fewer
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz -n $(WORKERS) --timeout 14400 $(PYTEST_ARGS)
