@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -143,7 +144,10 @@ def test_two_processes_equal_one(kind: str, tmp_path: Path):
     assert_same_results(results(tmp_path / "two"), results(tmp_path / "one"))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), *OTHERS])
+SLOW_WHEN_SHARDED = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tokenizer", "text-to-image")]
+
+
+@pytest.mark.parametrize("kind", [*SLOW_WHEN_SHARDED, "understanding"])
 def test_sharded_training_equals_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And what is saved is what a single process saves, weights of all sizes, code and configuration."""
     changes = {"ema_decay": 0.5, "activation_checkpointing": kind != "tokenizer", **GENERATING.get(kind, {})}
@@ -266,6 +270,6 @@ def test_deepspeed_leaves_no_image_tokenizer_whole(tmp_path: Path):
     [({"fsdp_version": 1}, "fsdp_version: 2; got fsdp_version: 1"), ({"cpu_ram_efficient_loading": True}, "be false")],
 )
 def test_ways_of_sharding_that_are_none(options: dict, message: str):
-    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **options})
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **options})
     with pytest.raises(ValueError, match=message):
         set_up_sharding(plugin, torch.nn.Linear(2, 2), [], torch.device("cpu"))
