@@ -28,7 +28,7 @@ class AveragedWeights(AveragedModel):
         else:
             super().__init__(part, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As any module's; called in every process."""
         return whole_state(super().state_dict(*args, **kwargs))
 

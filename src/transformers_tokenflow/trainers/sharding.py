@@ -107,14 +107,14 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """What this process has of a tensor."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, operator]
 
 
 def reshard(model: nn.Module) -> None:
     """Bring the shards back in place of whole weights, which a forward pass without a backward pass leaves there."""
     for module in model.modules():
         if hasattr(module, "reshard"):
-            module.reshard()
+            module.reshard()  # type: ignore[operator]
 
 
 def whole_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -125,7 +125,7 @@ def whole_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     whole = {}
     for name, tensor in state.items():
-        gathered = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+        gathered = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, operator]
         if not is_sharded(tensor):
             whole[name] = tensor
         elif distributed.get_rank() == 0:

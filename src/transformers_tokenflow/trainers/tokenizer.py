@@ -56,7 +56,7 @@ class TokenFlowTrainer(BaseTrainer):
             )
         super().__init__(model=model, args=args, **kwargs)
         check_tokenizer_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
-        model.quantizer.mean_assignment = mean_over_processes
+        model.quantizer.mean_assignment = mean_over_processes  # type: ignore[method-assign, assignment]
         self.adversary = self._create_adversary() if args.adversarial_weight > 0 else None
         self.objective = Objective(args, teacher, self.adversary)
         self.codes_used = torch.zeros(model.config.codebook_size, dtype=torch.bool, device=args.device)
