@@ -118,9 +118,14 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def assert_close(got: dict[str, float], expected: dict[str, float]) -> None:
-    """All that is a property of the model, within 1e-5; `token_accuracy` is a mean over processes."""
-    left_out = ("runtime", "per_second", "token_accuracy")
+    """
+    All that is a property of the model, within 1e-5; `token_accuracy` is a mean over processes.
+
+    Of gradients' norms 1e-3: at so high a learning rate they make much of how sums were rounded.
+    """
+    left_out = ("runtime", "per_second", "token_accuracy", "grad_norm")
     names = [name for name in expected if not name.endswith(left_out)]
+    assert got.get("grad_norm", 0.0) == pytest.approx(expected.get("grad_norm", 0.0), rel=1e-3)
     assert [got[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-5, abs=1e-5), names
 
 

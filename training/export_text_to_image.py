@@ -18,7 +18,7 @@ from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowPipeline
 from transformers_tokenflow.generation_tokenflow import default_generation_config
 
 # What draws best with this model: it has seen too little for further passes, which feed a scale's own codes, to help.
-SAMPLING = {"guidance_scale": 3.0, "top_k": [1200], "top_p": [0.8]}
+SAMPLING = {"guidance_scale": 1.5, "top_k": [1200], "top_p": [0.3]}
 CARD_PROMPTS = [
     "a red apple",
     "tiger face",
@@ -72,6 +72,7 @@ def main(
         training=read_training(run),
         llama_parameters=model.num_parameters() - model.tokenizer.num_parameters(),
         prompts=CARD_PROMPTS,
+        sampling=SAMPLING,
         size=folder_size(folder),
     )
     typer.echo(f"{folder}: {folder_size(folder):.2f} MB")
