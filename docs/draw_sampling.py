@@ -23,7 +23,7 @@ def rows(painter: Any) -> dict[str, dict[str, Any]]:
     given = painter(PROMPT, seed=0)
     left_half = np.arange(64)[None, :].repeat(64, axis=0) < 32
     return {
-        "defaults: one pass, guidance 3": {},
+        "defaults: one pass, guidance 1.5": {},
         "guidance_scale=0": {"guidance_scale": 0.0},
         "guidance_scale=7.5": {"guidance_scale": 7.5},
         "guidance_scale=15": {"guidance_scale": 15.0},
