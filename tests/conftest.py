@@ -26,12 +26,12 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=False)
 def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=False)
 def _nothing_deprecated():
     with deprecated_calls() as found:
         yield
