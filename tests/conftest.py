@@ -26,7 +26,7 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-@pytest.fixture(autouse=False)
+@pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
