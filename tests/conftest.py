@@ -31,7 +31,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=False)
+@pytest.fixture(autouse=True)
 def _nothing_deprecated():
     with deprecated_calls() as found:
         yield

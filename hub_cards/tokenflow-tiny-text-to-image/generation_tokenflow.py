@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Next-scale generation: a pass over a whole scale at a time, drawn again with narrower choices (paper §3.3)."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -274,6 +275,12 @@ class NextScaleGenerationMixin(GenerationMixin):
         """As of any model, but what neither the caller nor the model's file sets is as in the paper."""
         defaults = default_generation_config().to_dict()
         self.generation_config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        if generation_config is not None:
+            # Arguments go before it, as `generate` says; transformers is going to refuse the two together.
+            generation_config = copy.deepcopy(generation_config)
+            own = self.generation_config.to_dict()
+            generation_config.update(**own, defaults_only=True, allow_custom_entries=True)
+            kwargs = generation_config.update(**kwargs)
         return super()._prepare_generation_config(generation_config, **kwargs)
 
     @property
