@@ -102,7 +102,7 @@ def test_a_language_model_reads_the_variants_tokens(study, monkeypatch):
     monkeypatch.setattr(Comparison.__init__, "__defaults__", (path,))
     study.measure_understanding("shared", seed=0)
     (figures,) = study.figures(["shared"], [0], "understanding")["shared"]
-    assert figures["nats"]["accuracy"] > 0 and 0 <= figures["category"]["accuracy"] <= 1
+    assert figures["nats"]["mean"] > 0 and 0 <= figures["category"]["accuracy"] <= 1
 
 
 def test_the_probe_tells_features_that_tell_categories(study):
@@ -131,7 +131,7 @@ def figures(value: float) -> dict:
 
 
 def test_the_table_has_means_and_half_ranges_over_seeds():
-    readers = {"teacher": [{"nats": {"accuracy": nats}, "category": {"accuracy": 0.5}} for nats in (9.0, 10.0)]}
+    readers = {"teacher": [{"nats": {"mean": nats}, "category": {"accuracy": 0.5}} for nats in (9.0, 10.0)]}
     table = make_table({"scales": [figures(0.5)] * 2, "teacher": [figures(0.5), figures(0.6)]}, readers)
     header, rule, first, second = table.splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText
 
 from training.compare_understanding import Comparison, write_into
 from training.evaluate_tokenizer import EMOJI_STYLES, measure, to_pixels
-from training.evaluate_understanding import Answerer, load_splits, rate, read_questions
+from training.evaluate_understanding import Answerer, load_splits, mean, rate, read_questions
 from transformers_tokenflow import TokenFlowModel, TokenFlowProcessor
 from transformers_tokenflow.evaluation.networks import clip_distance
 from transformers_tokenflow.evaluation.reconstruction import reconstruct
@@ -209,7 +209,7 @@ def recognition(answerer: Answerer, splits: dict[str, Dataset]) -> dict[str, dic
     pairs, names = splits["heldout_pairs"], splits["heldout_names"]
     nats = answerer.surprise(read_questions(pairs, ["name"]), pairs["image"][:])
     answered = answerer.answer(read_questions(names, ["category"]), names["image"][:])
-    return {"nats": rate(nats), "category": rate([float(question.is_right) for question in answered])}
+    return {"nats": mean(nats), "category": rate([float(question.is_right) for question in answered])}
 
 
 def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
@@ -244,7 +244,7 @@ def make_table(tokenizers: dict[str, list[dict[str, Any]]], readers: dict[str, l
             spread([one["distance"] for one in runs], digits=3),
             spread([one["codebook_utilization"] for one in runs], digits=1, scale=100),
             spread([one["probe"]["accuracy"] for one in runs], digits=1, scale=100),
-            spread([one["nats"]["accuracy"] for one in reader]) if reader else "—",
+            spread([one["nats"]["mean"] for one in reader]) if reader else "—",
             spread([one["category"]["accuracy"] for one in reader], digits=1, scale=100) if reader else "—",
         ]
         lines.append(f"| {' | '.join(cells)} |")

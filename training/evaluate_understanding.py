@@ -152,9 +152,15 @@ def standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def rate(values: Sequence[float]) -> dict[str, float]:
+def mean(values: Sequence[float]) -> dict[str, float]:
     """The mean of one value per picture, and its standard error."""
-    return {"accuracy": round(float(np.mean(values)), 4), "standard_error": round(standard_error(values), 4)}
+    return {"mean": round(float(np.mean(values)), 4), "standard_error": round(standard_error(values), 4)}
+
+
+def rate(values: Sequence[float]) -> dict[str, float]:
+    """The same of right answers, which are 1, and wrong ones, which are 0."""
+    figures = mean(values)
+    return {"accuracy": figures["mean"], "standard_error": figures["standard_error"]}
 
 
 def by_picture(questions: Sequence[Question]) -> dict[int, float]:
@@ -236,12 +242,8 @@ def measure(answerer: Answerer, splits: dict[str, Dataset], teacher: str, names:
         kinds = {kind: [question for question in answered if question.kind == kind] for kind in ASKED[split]}
         results[split] = {kind: summarize(questions) for kind, questions in kinds.items() if questions}
         if "name" in ASKED[split]:
-            nats = answerer.surprise(kinds["name"], images)
             results["names"] = judge_names(kinds["name"], rows, teacher, names)
-            results["names"]["nats"] = {
-                "mean": round(float(np.mean(nats)), 4),
-                "standard_error": round(standard_error(nats), 4),
-            }
+            results["names"]["nats"] = mean(answerer.surprise(kinds["name"], images))
     return results
 
 
