@@ -21,6 +21,10 @@ from hub_server import Hub, running_hub  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
+# At the first backward pass autograd starts a thread for every device but the CPU, after which no process can be forked
+# that trains; torch.compile registers such a device even where there is none.
+torch.zeros(1, requires_grad=True).sum().backward()
+
 # Timing of a shared machine is no property of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
