@@ -122,6 +122,46 @@ def test_teacher_forcing_gives_the_scores_of_generation(side: str, cache_impleme
     assert torch.equal(logits.argmax(-1), generated.codes)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_drawn_codes_give_the_scores_of_refinement_passes(side: str, attention: str):
+    model, inputs = tiny(), padded_prompts(side)
+    model.set_attn_implementation(attention)
+    drawings: list[torch.Tensor] = []
+    streamer = type("Passes", (), {"put": lambda self, codes: drawings.append(codes), "end": lambda self: None})()
+    generated = model.generate(
+        **inputs, guidance_scale=0.0, top_k=[9, 1], top_p=[0.0, 0.0], output_logits=True, streamer=streamer, seed=0
+    )
+    # Passes: the first scale's only one, then a first and a second one of each of two scales.
+    drawn_codes = torch.cat([drawings[0], drawings[1], drawings[3]], dim=1)
+    with torch.no_grad():
+        output = model(**inputs, codes=generated.codes, drawn_codes=drawn_codes, end_ids=numbers(2, 3, seed=2))
+        without = model(**inputs, codes=generated.codes, end_ids=numbers(2, 3, seed=2))
+    refined = torch.cat([generated.logits[2], generated.logits[4]], dim=1)
+    torch.testing.assert_close(output.refined_logits, refined, atol=1e-5, rtol=1e-5)
+    for name, value in without.items():
+        torch.testing.assert_close(output[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_refinement_passes_are_learned_like_first_ones():
+    model, codes, drawn = tiny(), numbers(2, NUM_CODES), numbers(2, NUM_CODES, seed=3)
+    labels = codes.clone()
+    labels[:, 7] = -100
+    output = model(prompts(), codes=codes, labels=labels, drawn_codes=drawn)
+    logits = torch.cat([output.logits, output.refined_logits], dim=1)
+    expected = F.cross_entropy(logits.flatten(0, 1), torch.cat([labels, labels[:, 1:]], dim=1).flatten())
+    if model.text_head is None:
+        torch.testing.assert_close(output.loss, expected)
+    assert output.loss > expected - 1e-5
+
+
+@pytest.mark.parametrize("codes", [None, 5])
+def test_what_is_refined_must_be_whole(codes: int | None):
+    given = numbers(2, codes) if codes else None
+    with pytest.raises(ValueError, match=r"drawn_codes refine whole pictures, of 21 codes; got \(2, 21\) for codes of"):
+        tiny()(prompts(), codes=given, drawn_codes=numbers(2, NUM_CODES))
+
+
 def test_pictures_are_encoded():
     model = tiny()
     pixel_values = pictures(model.config.tokenizer_config)

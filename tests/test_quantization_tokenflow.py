@@ -280,6 +280,16 @@ def test_next_scale_inputs_are_the_steps(scales: list[int], seed: int):
             assert torch.equal(quantizer.next_scale_inputs(codes[:, :length]), inputs[:, :known])
 
 
+@given(SCALES, SEEDS)
+def test_inputs_of_refinement_passes_have_the_scales_own_codes_added(scales: list[int], seed: int):
+    quantizer = make_quantizer(scales, seed=seed)
+    with torch.no_grad():
+        codes, drawn = (quantizer(make_features(2, scales[-1], seed=seed + offset)).codes for offset in (0, 1))
+        added = quantizer.next_scale_inputs(codes, drawn_codes=drawn) - quantizer.next_scale_inputs(codes)
+        expected = quantizer.codebook()[drawn[:, scales[0] ** 2 :]]
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-5)
+
+
 @given(st.integers(1, 8), st.integers(1, 8), SEEDS)
 def test_the_chain_of_two_scales_ends_at_the_decoded_features(first: int, second: int, seed: int):
     scales = sorted([first, second])

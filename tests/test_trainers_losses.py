@@ -8,7 +8,7 @@ from tiny_training import tiny_teacher
 from torch import nn
 
 from transformers_tokenflow.trainers.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from transformers_tokenflow.trainers.losses import LpipsLoss, make_perceptual_loss
+from transformers_tokenflow.trainers.losses import LpipsLoss, make_perceptual_loss, negative_psnr
 from transformers_tokenflow.trainers.pictures import mean_psnr, psnr
 
 
@@ -39,6 +39,16 @@ def test_model_losses_are_the_papers():
     mean = torch.stack(terms).mean().item()
     assert output.codebook_loss.item() == pytest.approx(mean, rel=1e-4)
     assert output.commitment_loss.item() == pytest.approx(0.25 * mean, rel=1e-4)
+
+
+def test_psnr_loss_is_minus_what_is_measured():
+    real, fake = torch.rand(2, 4, 3, 8, 8)
+    fake = torch.lerp(real, fake, torch.tensor([0.05, 0.1, 0.3, 0.9])[:, None, None, None])
+    loss = negative_psnr(fake * 2 - 1, real * 2 - 1)
+    assert loss.item() == pytest.approx(-mean_psnr(fake, real).item(), abs=0.1)
+    same = real.clone().requires_grad_()
+    negative_psnr(same, real).backward()
+    assert same.grad.isfinite().all()
 
 
 def test_discriminator_has_the_official_layout():

@@ -129,8 +129,35 @@ def test_coarse_steps_train_the_first_scales_alone(tmp_path):
         tiny_trainer(tmp_path, coarse_scales=4)
 
 
-def test_coarse_steps_resume_bit_for_bit(tmp_path):
-    options = {**EVERYTHING, "coarse_step_probability": 0.5, "coarse_scales": 1}
+def test_refinement_passes_are_trained_on_codes_of_which_a_share_is_drawn(tmp_path):
+    trainer = tiny_trainer(tmp_path, refinement_probability=1.0, per_device_train_batch_size=8)
+    batch = next(iter(trainer.get_train_dataloader()))
+    drawn = torch.stack([trainer.draw_codes(trainer.model, batch) for _ in range(20)])
+    kept = (drawn == batch["labels"]).float().mean(dim=2).flatten()
+    # An untrained model hardly ever draws the right code, so that shares lie anywhere between none and all.
+    assert kept.min() < 0.2 and kept.max() > 0.8 and 0.35 < kept.mean() < 0.65
+
+
+def test_it_learns_to_refine(tmp_path):
+    options = {"max_steps": 200, "per_device_train_batch_size": 8, "text_dropout": 0.0}
+    accuracies = []
+    for name, probability in (("without", 0.0), ("with", 1.0)):
+        trainer = tiny_trainer(tmp_path / name, refinement_probability=probability, **options)
+        trainer.train()
+        prompt = trainer.processing_class(text=list(NAMES), return_tensors="pt")
+        drawn = trainer.model.generate(**prompt, guidance_scale=0, top_k=[1, 1], top_p=[0.0, 0.0]).codes
+        expected = torch.tensor([row["codes"] for row in code_rows()])[: len(drawn)]
+        accuracies.append((drawn == expected).float().mean().item())
+    assert accuracies[1] > 0.7 and accuracies[1] > accuracies[0] + 0.1
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [{"coarse_step_probability": 0.5, "coarse_scales": 1}, {"refinement_probability": 0.5}],
+    ids=["coarse", "refinement"],
+)
+def test_steps_of_all_kinds_resume_bit_for_bit(tmp_path, steps):
+    options = {**EVERYTHING, **steps}
     whole = tiny_trainer(tmp_path / "whole", **options)
     whole.train()
     tiny_trainer(tmp_path / "parts", **{**options, "max_steps": 10}).train()

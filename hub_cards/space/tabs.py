@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import TextIteratorStreamer
 
 from transformers_tokenflow import TextToImagePipeline
+from transformers_tokenflow.answering import ask
 from transformers_tokenflow.commands import CommandError, one_line
 from transformers_tokenflow.commands.describing import Describer
 from transformers_tokenflow.commands.reconstruction import psnr
@@ -173,8 +174,8 @@ def answer(describer: Describer, picture: Image.Image, question: str, max_new_to
         CommandError: the model refuses the question.
     """
     model, processor = describer.model, describer.processor
-    content = [{"type": "image"}, {"type": "text", "text": question.strip() or processor.default_question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    conversation = ask(picture, question.strip() or processor.default_question)
+    prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
     streamer: Any = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def work(stopped: Event) -> None:

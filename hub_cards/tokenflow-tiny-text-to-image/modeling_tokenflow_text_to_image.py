@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tokenflow import TokenFlowTextToImageConfig
-from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned
+from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned, positions
 from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
@@ -48,16 +48,19 @@ class TokenFlowTextToImageOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B, T, K)`):
             Scores of the codebook's entries, of every position that predicts a code: the scales of `codes` and, where
             these are not all, the one that follows.
+        refined_logits (`torch.FloatTensor` of shape `(B, L - 1, K)`, *optional*, with `drawn_codes`):
+            Scores of refinement passes over the second and every further scale.
         end_logits (`torch.FloatTensor` of shape `(B, E, V + K)`, *optional*, with `end_ids`):
             Scores of text tokens, then of the codebook's entries, for the tokens that end the image.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            Of every layer, each `(B, P + T - 1 (+ E), hidden_size)`.
+            Of every layer, each `(B, P + T - 1 (+ L - 1) (+ E), hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
             Of every layer.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    refined_logits: torch.Tensor | None = None
     end_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -226,6 +229,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         block_sequence_ids: torch.Tensor | None = None,
+        block_limits: torch.Tensor | None = None,
         is_causal: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -238,6 +242,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
             position_ids: (B, T) of the rotary embedding; by default those that follow the cache.
             past_key_values: to read, and to add to.
             block_sequence_ids: (B, cached + T), -1 at text, else the scale, whose tokens see each other.
+            block_limits: (B, cached + T), which blocks a token sees beside its own: those before it and below this.
             is_causal: False lets all inputs see each other, and all that is cached: they are one scale.
 
         Returns:
@@ -253,7 +258,12 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + start
         if is_causal:
             mask = create_causal_mask(
-                self.config, inputs_embeds, attention_mask, past_key_values, block_sequence_ids=block_sequence_ids
+                self.config,
+                inputs_embeds,
+                attention_mask,
+                past_key_values,
+                and_mask_function=below(block_sequence_ids, block_limits) if block_limits is not None else None,
+                block_sequence_ids=block_sequence_ids,
             )
         else:
             mask = create_bidirectional_mask(
@@ -316,6 +326,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         end_ids: torch.Tensor | None = None,
+        drawn_codes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TokenFlowTextToImageOutput:
         """
@@ -330,47 +341,68 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             labels: (B, L) codes, -100 where none is to be learned.
             end_ids: (B, E) text tokens that follow the image and are learned with it, officially those of "</img>" and
                 the end of the sequence.
+            drawn_codes: (B, L), what refinement passes are fed (paper §3.3): every scale but the first is predicted
+                once more, from these codes of its own, and learned like the first time. Needs codes of all scales.
 
         Returns:
             [`TokenFlowTextToImageOutput`]
 
         Raises:
             ValueError: an empty prompt, codes that end inside a scale, lie outside the codebook or are not as many as
-                prompts, or end tokens without a text head.
+                prompts, refinement of a picture that is not whole, or end tokens without a text head.
         """
         codes, labels = self._codes_and_labels(codes, pixel_values, labels)
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         parts = [self.model.embed_prompt(input_ids)]
         blocks = [torch.full_like(input_ids, -1)]
+        num_scales = len(self.config.tokenizer_config.scales)
         if codes is not None:
             self._check_codes(codes, len(input_ids))
             features = self.tokenizer.quantizer.next_scale_inputs(codes)
             parts.append(self.model.embed_image(features, start=1))
-            scales = self.model.image_scales(input_ids.device)[1 : 1 + features.shape[1]]
-            blocks.append(scales.expand(len(codes), -1))
-        num_codes = 1 + sum(part.shape[1] for part in parts[1:])
+            blocks.append(self.model.image_scales(input_ids.device)[1 : 1 + features.shape[1]].expand(len(codes), -1))
+        num_codes, num_refined = 1 + sum(part.shape[1] for part in parts[1:]), 0
+        if drawn_codes is not None:
+            self._check_drawn(drawn_codes, codes)
+            features = self.tokenizer.quantizer.next_scale_inputs(codes, drawn_codes=drawn_codes)
+            parts.append(self.model.embed_image(features, start=1))
+            blocks.append(num_scales + blocks[-1])
+            num_refined = features.shape[1]
         if end_ids is not None:
             self._check_end(end_ids, num_codes)
             parts.append(self.model.embed_end(end_ids))
             blocks.append(torch.full_like(end_ids, -1))
         embeds = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
         block_sequence_ids = torch.cat(blocks, dim=1)
-        attention_mask = F.pad(attention_mask, (0, embeds.shape[1] - attention_mask.shape[1]), value=1)
+        # A refinement pass stands where its scale does, and sees what comes before that.
+        block_limits = torch.where(block_sequence_ids < num_scales, num_scales, block_sequence_ids - num_scales)
+        length, image = input_ids.shape[1], input_ids.shape[1] + num_codes - 1
+        attention_mask = F.pad(attention_mask, (0, embeds.shape[1] - length), value=1)
+        places = positions(attention_mask)[:, : embeds.shape[1] - num_refined]
+        position_ids = torch.cat(
+            [places[:, :image], places[:, length : length + num_refined], places[:, image:]], dim=1
+        )
         output = self.model(
             embeds,
             attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            position_ids=position_ids,
             block_sequence_ids=block_sequence_ids if codes is not None else None,
+            block_limits=block_limits if num_refined else None,
             return_dict=True,
             **kwargs,
         )
-        hidden_states = output.last_hidden_state[:, input_ids.shape[1] - 1 :]
-        image_states, end_states = hidden_states[:, :num_codes], hidden_states[:, num_codes:]
+        hidden_states = output.last_hidden_state[:, length - 1 :]
+        image_states, end_states = hidden_states.tensor_split([num_codes + num_refined], dim=1)
         logits = self.visual_head(image_states)
         end_logits = self._with_text(end_states, self.visual_head(end_states)) if end_ids is not None else None
+        loss = None
+        if labels is not None:
+            targets = torch.cat([labels, labels[:, labels.shape[1] - num_refined :]], dim=1)
+            loss = self._loss(image_states, logits, targets, end_logits, end_ids)
         return TokenFlowTextToImageOutput(
-            loss=self._loss(image_states, logits, labels, end_logits, end_ids) if labels is not None else None,
-            logits=logits,
+            loss=loss,
+            logits=logits[:, :num_codes],
+            refined_logits=logits[:, num_codes:] if num_refined else None,
             end_logits=end_logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
@@ -404,6 +436,15 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
                 f"{tuple(codes.shape)}"
             )
 
+    def _check_drawn(self, drawn_codes: torch.Tensor, codes: torch.Tensor | None) -> None:
+        self.tokenizer._check_codes(drawn_codes)
+        length = self.config.tokenizer_config.num_image_tokens
+        if codes is None or codes.shape[1] != length or drawn_codes.shape != codes.shape:
+            raise ValueError(
+                f"drawn_codes refine whole pictures, of {length} codes; got {tuple(drawn_codes.shape)} for codes of "
+                f"{tuple(codes.shape) if codes is not None else None}"
+            )
+
     def _check_end(self, end_ids: torch.Tensor, num_codes: int) -> None:
         if self.text_head is None:
             raise ValueError("end_ids are predicted by a text head: set `use_text_head` in the configuration")
@@ -433,6 +474,15 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         if end_logits is not None:
             scores, targets = torch.cat([scores, end_logits], dim=1), torch.cat([targets, end_ids], dim=1)
         return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten().to(scores.device))
+
+
+def below(blocks: torch.Tensor, limits: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The part of a mask that shows a token only blocks below its limit: (B, T) each."""
+
+    def is_below(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return blocks[batch, key] < limits[batch, query]
+
+    return is_below
 
 
 def add(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:

@@ -314,22 +314,28 @@ class TokenFlowQuantizer(nn.Module):
         features = chosen if features is None else features + chosen
         return features if next_scale is None else resize(features, next_scale)
 
-    def next_scale_inputs(self, codes: torch.Tensor, scales: Sequence[int] | None = None) -> torch.Tensor:
+    def next_scale_inputs(
+        self, codes: torch.Tensor, scales: Sequence[int] | None = None, drawn_codes: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         What a generator is fed when it predicts the second and every further scale (teacher forcing).
 
         Args:
             codes: (B, L), all scales or the first n.
+            drawn_codes: (B, L), with which the features are those of refinement passes: a scale's own codes, of
+                these, are added to what the scales of `codes` before it give.
 
         Returns:
             (B, L', D) in fp32: the running features resized to scales 1, 2, … (n if there is one), flattened row by
             row and concatenated.
         """
         scales = scales or self.scales
+        own = self.split_codes(drawn_codes, scales)[1:] if drawn_codes is not None else [None] * len(scales)
         features, inputs = None, []
-        for part, next_scale in zip(self.split_codes(codes, scales), scales[1:], strict=False):
+        for part, next_scale, drawn in zip(self.split_codes(codes, scales), scales[1:], own, strict=False):
             features = self.next_scale_features(features, part, next_scale)
-            inputs.append(features.flatten(2).transpose(1, 2))
+            seen = features if drawn is None else self.next_scale_features(features, drawn)
+            inputs.append(seen.flatten(2).transpose(1, 2))
         if not inputs:
             return codes.new_zeros((len(codes), 0, sum(self.dims)), dtype=torch.float32)
         return torch.cat(inputs, dim=1)

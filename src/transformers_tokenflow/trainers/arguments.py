@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .losses import PIXEL_LOSSES
+
 
 @dataclass
 class CommonTrainingArguments(TrainingArguments):
@@ -58,7 +60,8 @@ class TokenFlowTrainingArguments(CommonTrainingArguments):
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of Adam."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (paper Table 11)."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
-    pixel_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the pixels' mean squared error."})
+    pixel_loss: str = field(default="mse", metadata={"help": "'mse', or 'psnr', minus the pictures' mean PSNR in dB."})
+    pixel_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the loss between pixels."})
     semantic_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation."})
     perceptual_loss: str = field(default="lpips", metadata={"help": "'lpips', 'teacher' (its features), or 'none'."})
     perceptual_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual loss."})
@@ -89,6 +92,8 @@ class TokenFlowTrainingArguments(CommonTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pixel_loss not in PIXEL_LOSSES:
+            raise ValueError(f"pixel_loss is one of {', '.join(PIXEL_LOSSES)}; got {self.pixel_loss!r}")
         if self.codebook_initialization not in ("random", "kmeans"):
             raise ValueError(f"codebook_initialization is 'random' or 'kmeans'; got {self.codebook_initialization!r}")
         self._check_probabilities("scale_dropout")
@@ -137,6 +142,12 @@ class TextToImageTrainingArguments(AdapterTrainingArguments):
         metadata={"help": "Probability that a step trains the first `coarse_scales` alone, which takes less time."},
     )
     coarse_scales: int = field(default=1, metadata={"help": "How many scales such a step trains."})
+    refinement_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a step trains refinement passes too, which makes it 2.3 times as long."
+        },
+    )
     sample_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of pictures that are drawn at every evaluation, with fixed seeds."}
     )
@@ -146,7 +157,8 @@ class TextToImageTrainingArguments(AdapterTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_probabilities("text_dropout", "first_sentence_probability", "coarse_step_probability")
+        self._check_probabilities("text_dropout", "first_sentence_probability")
+        self._check_probabilities("coarse_step_probability", "refinement_probability")
         if not isinstance(self.sample_options, dict | None):
             raise ValueError(f"sample_options must map options to values; got {self.sample_options!r}")
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Perceptual losses of the tokenizer's training."""
+"""Losses of the tokenizer's training that pictures are compared by."""
 
 import torch
 from torch import nn
@@ -8,6 +8,19 @@ from torch.nn import functional as F
 from .teachers import Teacher
 
 PERCEPTUAL_LOSSES = ("lpips", "teacher", "none")
+PIXEL_LOSSES = ("mse", "psnr")
+# Of the mean squared error in [-1, 1]: about 60 dB, so that a picture without error has a finite gradient.
+PSNR_FLOOR = 4e-6
+
+
+def negative_psnr(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Minus the mean over pictures of their peak signal-to-noise ratio in dB: two batches (B, 3, H, W) in [-1, 1] -> ()
+
+    The mean squared error minds the hardest pictures most; here a picture counts by its ratio, whatever its error.
+    """
+    errors = (reconstruction - pixel_values).square().mean(dim=(1, 2, 3))
+    return 10 * ((errors + PSNR_FLOOR) / 4).log10().mean()
 
 
 class LpipsLoss(nn.Module):

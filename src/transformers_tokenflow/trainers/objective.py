@@ -9,7 +9,7 @@ from torch import nn
 from ..modeling_tokenflow import TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
 from .discriminator import Adversary
-from .losses import make_perceptual_loss
+from .losses import make_perceptual_loss, negative_psnr
 from .processes import mean_over_processes
 from .teachers import Teacher
 
@@ -59,6 +59,8 @@ class Objective:
                 teacher_features = self.teacher(pixel_values)
         output = model(pixel_values=pixel_values, teacher_features=teacher_features, scales=scales, return_loss=True)
         losses = {name: output[name] for name in MODEL_LOSSES if output.get(name) is not None}
+        if self.args.pixel_loss == "psnr":
+            losses["pixel_loss"] = negative_psnr(output.pixel_values.float(), pixel_values)
         if self.perceptual_loss is not None:
             losses["perceptual_loss"] = self.perceptual_loss(output.pixel_values.float(), pixel_values)
         if is_adversarial:

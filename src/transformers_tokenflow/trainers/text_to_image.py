@@ -110,6 +110,8 @@ class TextToImageTrainer(BaseTrainer):
         is_coarse = model.training and torch.rand(()).item() < self.args.coarse_step_probability
         if is_coarse:
             inputs = self.coarse(inputs)
+        elif model.training and torch.rand(()).item() < self.args.refinement_probability:
+            inputs = {**inputs, "drawn_codes": self.draw_codes(model, inputs)}
         with self.accelerator.autocast():
             output = model(**inputs)
         if model.training and not is_coarse and self.is_measured():
@@ -138,6 +140,21 @@ class TextToImageTrainer(BaseTrainer):
         labels = inputs["labels"][:, : lengths[count]]
         codes = {"codes": labels[:, : lengths[count - 1]]} if count > 1 else {}
         return {name: value for name, value in inputs.items() if name != "end_ids"} | {"labels": labels} | codes
+
+    @torch.no_grad()
+    def draw_codes(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        What refinement passes are trained to mend: in every picture some share of its codes, from none to all, is
+        replaced by what the model draws in their place, (B, L).
+
+        Were all of them drawn, nothing in them would tell of the picture that is to be learned.
+        """
+        with self.accelerator.autocast():
+            logits = model(**inputs).logits
+        labels = inputs["labels"]
+        drawn = logits.flatten(0, 1).float().softmax(dim=-1).multinomial(1).view_as(labels)
+        share = torch.rand(len(labels), 1, device=labels.device)
+        return torch.where(torch.rand(labels.shape, device=labels.device) < share, drawn, labels)
 
     @torch.no_grad()
     def measure(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
