@@ -23,6 +23,7 @@ from transformers.utils import is_bitsandbytes_available, is_torchao_available
 
 from benchmarks.measuring import Row, has_fast_bf16, interleaved, show_rows, write_results
 from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowForTextToImage
+from transformers_tokenflow.answering import answer_conversations, ask
 
 GENERATOR, UNDERSTANDING = (
     Path("hub_cards/tokenflow-tiny-text-to-image"),
@@ -112,18 +113,9 @@ def measure_generator(models: dict[str, TokenFlowForTextToImage], full: Any, rep
 
 def answers(model: TokenFlowForConditionalGeneration, processor: Any, picture: Path, questions: list[str]) -> list[str]:
     """Greedy answers to questions about a picture."""
-    image = {"type": "image", "image": Image.open(picture).convert("RGB")}
-    turns = [[{"role": "user", "content": [image, {"type": "text", "text": question}]}] for question in questions]
-    inputs = processor.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    )
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    image = Image.open(picture).convert("RGB")
+    conversations = [ask(image, question) for question in questions]
+    return answer_conversations(model, processor, conversations, do_sample=False, max_new_tokens=NEW_TOKENS)
 
 
 def measure_understanding(models: dict[str, Any], full: Any, repeats: int) -> list[Row]:

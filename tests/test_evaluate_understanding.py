@@ -29,6 +29,7 @@ from training.evaluate_understanding import (
 )
 from training.prepare_questions import IMAGE_TOKEN
 from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowProcessor
+from transformers_tokenflow.answering import ask
 
 
 def question(answer: str, given: str, picture: int = 0, kind: str = "name") -> Question:
@@ -52,6 +53,8 @@ def tiny_model(processor: TokenFlowProcessor) -> TokenFlowForConditionalGenerati
 
 class Parrot:
     """Answers every question with what it was taught, whatever the picture, and counts what it is asked at a time."""
+
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, processor: TokenFlowProcessor, answers: dict[str, str]) -> None:
         self.processor, self.answers, self.batches = processor, answers, []
@@ -142,8 +145,9 @@ def test_surprise_is_the_models_own_loss_of_the_answer():
     asked = read_questions(rows, ("name",))
     values = answerer.surprise(asked, rows["image"][:])
     for turn, value in zip(asked, values, strict=True):
-        text = f"{answerer.prompt(turn.question)} {turn.answer}[EOS]"
-        inputs = processor(text=[text], images=[rows["image"][turn.picture]], return_tensors="pt")
+        picture = rows["image"][turn.picture]
+        prompt = processor.apply_chat_template(ask(picture, turn.question), add_generation_prompt=True)
+        inputs = processor(text=[f"{prompt} {turn.answer}[EOS]"], images=[picture], return_tensors="pt")
         count = len(processor.tokenizer(f" {turn.answer}[EOS]", add_special_tokens=False).input_ids)
         labels = inputs["input_ids"].clone()
         labels[:, :-count] = -100

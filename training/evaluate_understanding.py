@@ -28,6 +28,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from training.evaluate_teacher import image_features, text_features
 from training.prepare_questions import SPLITS
 from transformers_tokenflow import TokenFlowForConditionalGeneration
+from transformers_tokenflow.answering import answer_conversations, ask, read_conversations
 
 TEACHER = "hub_cards/tokenflow-tiny-teacher"
 # What is asked about the pictures of a split. Of names that were never seen nobody can know more than their category.
@@ -74,29 +75,15 @@ class Answerer:
     def __init__(self, model: Any, processor: Any, batch_size: int = 128) -> None:
         self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
 
-    def prompt(self, question: str) -> str:
-        """A question about a picture, as the model reads it."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-
     @torch.inference_mode()
-    def read_pictures(self, images: Sequence[Image.Image]) -> tuple[str, Any]:
-        """What the processor takes of pictures, by its name: codes, which spares reading them for every question."""
+    def read_pictures(self, images: Sequence[Image.Image]) -> Any:
+        """Pictures as they are asked about: their codes (N, L), which spares reading them for every question."""
         if not isinstance(self.model, TokenFlowForConditionalGeneration):
-            return "images", images
+            return images
         pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
         tokenizer = self.model.model.tokenizer
-        return "image_codes", torch.cat([tokenizer.encode(part).codes for part in pixel_values.split(self.batch_size)])
+        return torch.cat([tokenizer.encode(part).codes for part in pixel_values.split(self.batch_size)])
 
-    def inputs(self, texts: list[str], questions: Sequence[Question], pictures: tuple[str, Any]) -> Any:
-        """What the model takes of texts, each with the picture of its question."""
-        name, values = pictures
-        batch = {name: [values[question.picture] for question in questions]}
-        return self.processor(text=texts, return_tensors="pt", **batch)
-
-    @torch.inference_mode()
     def answer(self, questions: Sequence[Question], images: Sequence[Image.Image]) -> list[Question]:
         """The same questions with the answers given to them; pictures are what their `picture` counts."""
         # Answers of one length are made together.
@@ -106,11 +93,12 @@ class Answerer:
         for start in range(0, len(order), self.batch_size):
             positions = order[start : start + self.batch_size]
             batch = [questions[index] for index in positions]
-            inputs = self.inputs([self.prompt(question.question) for question in batch], batch, pictures)
-            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-            texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            conversations = [ask(pictures[question.picture], question.question) for question in batch]
+            texts = answer_conversations(
+                self.model, self.processor, conversations, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
+            )
             for index, text in zip(positions, texts, strict=True):
-                answered[index] = replace(questions[index], given=text.strip())
+                answered[index] = replace(questions[index], given=text)
         return answered
 
     @torch.inference_mode()
@@ -124,9 +112,12 @@ class Answerer:
         pictures = self.read_pictures(images)
         for start in range(0, len(questions), self.batch_size):
             batch = questions[start : start + self.batch_size]
+            conversations = [
+                [*ask(pictures[question.picture], question.question), {"role": "assistant", "content": question.answer}]
+                for question in batch
+            ]
+            inputs = read_conversations(self.model, self.processor, conversations, add_generation_prompt=False)
             answers = [f" {question.answer}{tokenizer.eos_token}" for question in batch]
-            texts = [self.prompt(question.question) + answer for question, answer in zip(batch, answers, strict=True)]
-            inputs = self.inputs(texts, batch, pictures)
             # Padding is on the left, so that answers are at the end.
             counts = torch.tensor([len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"]])
             longest = int(counts.max())

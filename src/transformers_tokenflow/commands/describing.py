@@ -10,6 +10,7 @@ import torch
 from transformers import AutoProcessor
 from transformers.utils import logging
 
+from ..answering import answer_conversations, ask
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from . import CommandError, one_line
@@ -110,7 +111,6 @@ def answer(batch: PictureBatch, describer: Describer, question: str | None, sett
     return {picture.path: text for picture, text in zip(batch.pictures, texts, strict=True)}
 
 
-@torch.inference_mode()
 def describe_codes(
     codes: torch.Tensor, describer: Describer, question: str | None = None, **settings: Any
 ) -> list[str]:
@@ -128,14 +128,10 @@ def describe_codes(
         CommandError: the model refuses the codes or a setting.
     """
     model, processor = describer.model, describer.processor
-    content = [{"type": "image"}, {"type": "text", "text": question or processor.default_question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    conversations = [ask(row, question or processor.default_question) for row in codes]
     if model.generation_config.max_new_tokens is None:
         settings = {"max_new_tokens": MAX_NEW_TOKENS, **settings}
     try:
-        inputs = processor(text=[prompt] * len(codes), image_codes=codes, return_tensors="pt").to(model.device)
-        output = model.generate(**inputs, **settings)
+        return answer_conversations(model, processor, conversations, **settings)
     except ValueError as error:
         raise CommandError(f"{describer.name} can't answer: {one_line(error)}") from error
-    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]

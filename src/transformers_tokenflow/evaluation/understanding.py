@@ -8,6 +8,7 @@ import datasets
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..answering import Conversation, answer_conversations, ask
 from . import EvaluationError
 from .answers import score
 from .data import load_rows
@@ -16,8 +17,6 @@ from .parts import Parts, Record, Sums
 # What LLaVA's evaluation asks for, so that answers are as short as those of the data.
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
 ANSWER_COLUMNS = ("answers", "answer")
-
-Conversation = list[dict[str, Any]]
 
 
 class Answerer:
@@ -50,7 +49,6 @@ class Answerer:
             raise EvaluationError(f"the processor of {name} has no chat template")
         return cls(model.to(device), processor)
 
-    @torch.inference_mode()
     def answer(self, conversations: Sequence[Conversation], **options: Any) -> list[str]:
         """
         Continue conversations, all at once.
@@ -62,22 +60,7 @@ class Answerer:
         Returns:
             B texts, without special tokens.
         """
-        inputs = self.processor.apply_chat_template(
-            list(conversations),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            # To the left, so that what is generated follows what is asked.
-            processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
-        ).to(self.model.device, self.model.dtype)
-        output = self.model.generate(**inputs, **options)
-        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-
-def ask(picture: Any, text: str) -> Conversation:
-    """A conversation of one question about one picture."""
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+        return answer_conversations(self.model, self.processor, conversations, **options)
 
 
 def load_questions(
