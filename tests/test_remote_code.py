@@ -394,6 +394,7 @@ class TestWithThePackage:
         assert type(AutoModel.from_pretrained(folders / "clip", trust_remote_code=True)) is TokenFlowModel
 
     def test_training_names_come_when_asked_for(self):
+        pytest.importorskip("datasets")
         from transformers_tokenflow.trainers import TokenFlowTrainer, TokenFlowTrainingArguments
 
         assert transformers_tokenflow.TokenFlowTrainer is TokenFlowTrainer

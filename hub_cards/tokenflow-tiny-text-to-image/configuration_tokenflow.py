@@ -72,8 +72,24 @@ class TokenFlowSemanticDecoderConfig(SiglipVisionConfig):
     hidden_act: str = "gelu"
 
 
+class TokenFlowConfigMixin:
+    """What the configurations of all models have in common."""
+
+    model_type: str
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', which of another model's fields would only warn, and make the default model: up to 14B."""
+        if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+            raise ValueError(
+                f"{cls.__name__} is of a {cls.model_type!r} model; got that of a {model_type!r} model, which "
+                "AutoConfig and AutoModel load with its own classes"
+            )
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+
 @strict
-class TokenFlowConfig(PreTrainedConfig):
+class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
     r"""
     Everything that distinguishes one TokenFlow tokenizer from another. The default is TokenFlow-XL
     (SigLIP-so400m, 384 pixels); `TokenFlowConfig.from_preset` gives the paper's other variants.
@@ -134,7 +150,7 @@ class TokenFlowConfig(PreTrainedConfig):
     model_type = "tokenflow"
     sub_configs_defaults = {
         "semantic_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model", init_kwargs=SIGLIP_SO400M_384),
-        "semantic_decoder_config": TokenFlowSemanticDecoderConfig,
+        "semantic_decoder_config": SubConfigSpec(TokenFlowSemanticDecoderConfig),
     }
 
     image_size: int = 384
@@ -348,7 +364,7 @@ LLAMA_2_7B = {
 
 
 @strict
-class TokenFlowTextToImageConfig(PreTrainedConfig):
+class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
     r"""
     The generator: a Llama that writes an image's tokens scale by scale. The default is the official 7B one.
 
@@ -421,7 +437,7 @@ QWEN_2_5_14B = {
 
 
 @strict
-class TokenFlowUnderstandingConfig(PreTrainedConfig):
+class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
     r"""
     A language model that reads pictures as TokenFlow features. The default is the official one, of Qwen2.5-14B.
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 from transformers.utils.output_capturing import capture_outputs
@@ -20,6 +19,15 @@ from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # before transformers 5.21
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Of hidden states (B, T, C), the last so many (0: all), or those at positions (P)."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return hidden_states[:, kept]
 
 
 @dataclass

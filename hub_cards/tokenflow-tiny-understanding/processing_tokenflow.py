@@ -38,6 +38,8 @@ OFFICIAL_NEGATIVE_PROMPT = (
 class TokenFlowProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """What a call takes, for texts and for pictures."""
 
+    _defaults = {}  # type: ignore[var-annotated, misc]  # of transformers before 5.23; they are set on the processor
+
 
 class TokenFlowProcessor(ConversationProcessorMixin):
     r"""

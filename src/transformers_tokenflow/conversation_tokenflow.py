@@ -2,6 +2,8 @@
 """The understanding model's half of the processor: texts with pictures in them."""
 
 from collections.abc import Sequence
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .push_tokenflow import TokenFlowPushMixin
+
+# transformers before 5.23 has to be told the kinds of options, and looks there for the defaults, not at the processor.
+DEFAULTS_STAND_WITH_KINDS = (
+    signature(ProcessorMixin._merge_kwargs).parameters["ModelProcessorKwargs"].default is not None
+)
 
 
 class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
@@ -75,7 +82,11 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
 
     def _merge_kwargs(self, *args: Any, image_codes: Any = None, **kwargs: Any) -> dict[str, Any]:
         """The options of a call, by what they are for; codes are none."""
-        return super()._merge_kwargs(*args, **kwargs)
+        kinds: Any = self.valid_processor_kwargs
+        if DEFAULTS_STAND_WITH_KINDS:
+            defaults = {"text_kwargs": self.text_kwargs}
+            kinds = SimpleNamespace(__annotations__=kinds.__annotations__, _defaults=defaults)
+        return super()._merge_kwargs(kinds, **kwargs)
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
