@@ -25,9 +25,9 @@ class TokenFlowQuantizerOutput(ModelOutput):
             Sum of what the scales contribute, in the dtype of the features.
         codes (`torch.LongTensor` of shape `(B, L)`):
             Indices, coarse scale first, the rows of each scale flattened.
-        codebook_loss, commitment_loss (`torch.FloatTensor` of shape `()`):
+        codebook_loss, commitment_loss (`torch.FloatTensor` of shape `()`, *optional*, with `return_loss`):
             The two terms of Eq. 3, averaged over the scales, their weights included.
-        entropy_loss (`torch.FloatTensor` of shape `()`):
+        entropy_loss (`torch.FloatTensor` of shape `()`, *optional*, with `return_loss`):
             Mean entropy of the assignments less the entropy of the mean assignment, its weight included; 0 by default.
     """
 
@@ -157,13 +157,16 @@ class TokenFlowQuantizer(nn.Module):
         self.entropy_weight = entropy_weight
         self.codebook = TokenFlowCodebook(codebook_size, semantic_dim, pixel_dim)
 
-    def forward(self, features: torch.Tensor, scales: Sequence[int] | None = None) -> TokenFlowQuantizerOutput:
+    def forward(
+        self, features: torch.Tensor, scales: Sequence[int] | None = None, return_loss: bool = True
+    ) -> TokenFlowQuantizerOutput:
         """
         Quantise feature maps.
 
         Args:
             features: (B, D, H, H), semantic channels first. H is the final grid, also if `scales` ends before it.
             scales: in place of the quantiser's own.
+            return_loss: whether to compute the losses, which only training needs.
 
         Returns:
             [`TokenFlowQuantizerOutput`], on the codebook's device. Gradients pass straight through to the normalised
@@ -183,20 +186,21 @@ class TokenFlowQuantizer(nn.Module):
                 normalized = self.normalize(F.adaptive_avg_pool2d(residual, scale))
                 scale_codes = self.assign(normalized, entries)
                 chosen = lookup(scale_codes, entries)
-                losses.append(self.losses(normalized, chosen, entries))
+                if return_loss:
+                    losses.append(self.losses(normalized, chosen, entries))
                 if normalized.requires_grad:
                     chosen = normalized + (chosen - normalized).detach()
                 contribution = resize(chosen, features.shape[-1])
                 quantized = quantized + contribution
                 residual = residual - contribution.detach()
                 codes.append(scale_codes.flatten(1))
-            codebook_loss, commitment_loss, entropy_loss = torch.stack(losses).mean(dim=0)
+            means = torch.stack(losses).mean(dim=0) if return_loss else [None] * 3
         return TokenFlowQuantizerOutput(
             quantized=quantized.to(features.dtype),
             codes=torch.cat(codes, dim=1),
-            codebook_loss=codebook_loss,
-            commitment_loss=commitment_loss,
-            entropy_loss=entropy_loss,
+            codebook_loss=means[0],
+            commitment_loss=means[1],
+            entropy_loss=means[2],
         )
 
     def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
