@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from model_checks import assert_same_tensors
+from safetensors.torch import load_file
 from tiny_models import IMAGE_TOKEN_ID, UNDERSTANDING_VOCABULARY, pictures, tiny_config, tiny_understanding
 from torch.nn import functional as F
 from transformers import (
@@ -16,7 +17,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowUnderstandingConfig
+from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowModel, TokenFlowUnderstandingConfig
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
 
@@ -287,3 +288,16 @@ def test_no_picture_for_a_place(model: TokenFlowForConditionalGeneration):
         model.generate(**inputs, pixel_values=images(1), image_codes=torch.zeros(1, 21).long(), **GREEDY)
     with pytest.raises(ValueError, match="either pixel_values or image_codes"):
         model.get_image_features()
+
+
+def test_the_tokenizer_inside_can_be_loaded_alone(
+    tmp_path: Path, model: TokenFlowForConditionalGeneration, transformers_log: list[str]
+):
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer, report = TokenFlowModel.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(report.values())
+    assert_same_tensors(model.model.tokenizer, tokenizer)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert load_file(tmp_path / "tokenizer" / "model.safetensors").keys() == tokenizer.state_dict().keys()
+    assert_same_tensors(tokenizer, TokenFlowModel.from_pretrained(tmp_path / "tokenizer"))
+    assert not transformers_log

@@ -18,6 +18,9 @@ from .push_tokenflow import TokenFlowPushMixin
 from .quantization_tokenflow import TokenFlowCodebook, TokenFlowQuantizer, TokenFlowQuantizerOutput
 from .semantic_tokenflow import TokenFlowSemanticDecoder, TokenFlowSemanticEncoder
 
+# In an understanding model's folder. A generator's, `tokenizer.`, transformers knows by `base_model_prefix`.
+TOKENIZER_INSIDE = {r"^model\.tokenizer\.": ""}
+
 
 @dataclass
 class TokenFlowEncoderOutput(ModelOutput):
@@ -157,6 +160,17 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         self.semantic_decoder = TokenFlowSemanticDecoder(config) if has_semantic else None
         self.pixel_decoder = TokenFlowPixelDecoder(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """As transformers'. Of a generator's or an understanding model's folder it takes the image tokenizer inside."""
+        loaded = super().from_pretrained(*args, key_mapping=key_mapping or TOKENIZER_INSIDE, **kwargs)
+        if key_mapping is None:
+            # transformers would undo the mapping when the model is saved, which is a tokenizer by itself now.
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            used = getattr(model, "_weight_conversions", None) or []
+            model._weight_conversions = [step for step in used if step.source_patterns != list(TOKENIZER_INSIDE)]
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         if self.pixel_encoder is not None:
