@@ -349,3 +349,18 @@ print("done")
 
 def test_the_decoders_type_is_nobody_elses():
     assert TokenFlowSemanticDecoderConfig.model_type not in CONFIG_MAPPING
+
+
+@pytest.mark.parametrize(
+    ("config_class", "other"),
+    [
+        (TokenFlowConfig, CLIPVisionConfig()),
+        (TokenFlowTextToImageConfig, tiny_config()),
+        (TokenFlowUnderstandingConfig, tiny_config()),
+        (TokenFlowUnderstandingConfig, TokenFlowTextToImageConfig(tokenizer_config=tiny_config())),
+    ],
+)
+def test_another_models_fields_are_refused(config_class: Any, other: Any, tmp_path: Path):
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{config_class.__name__} is of .* got that of a '{other.model_type}' model"):
+        config_class.from_pretrained(tmp_path)
