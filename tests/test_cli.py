@@ -17,7 +17,7 @@ from datasets import load_dataset
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_text_to_image, tiny_understanding
 from transformers import AutoImageProcessor, AutoModel, CLIPVisionConfig
 from typer.testing import CliRunner, Result
 
@@ -144,6 +144,16 @@ class TestTokenizer:
         assert "its model type is 'clip_vision_model'" in message(tmp_path / "clip")
         (tmp_path / "clip" / "config.json").write_text("{")
         assert "can't be read" in message(tmp_path / "clip")
+
+    @pytest.mark.parametrize("make", [lambda: tiny_text_to_image()[0], tiny_understanding])
+    def test_the_tokenizer_of_another_model(self, make, tmp_path, photos):
+        model = make()
+        inside = getattr(model, "tokenizer", None) or model.model.tokenizer
+        model.save_pretrained(tmp_path / "model")
+        inside.save_pretrained(tmp_path / "tokenizer")
+        for name in ("model", "tokenizer"):
+            succeed("encode", photos, tmp_path / f"{name}.parquet", "--model", tmp_path / name)
+        assert table(tmp_path / "model.parquet") == table(tmp_path / "tokenizer.parquet")
 
     def test_incomplete_weights(self, folder, tmp_path, photos):
         damaged = tmp_path / "damaged"

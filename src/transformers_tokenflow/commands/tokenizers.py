@@ -11,17 +11,20 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
-from ..configuration_tokenflow import TokenFlowConfig
+from ..configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig
 from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin, TokenFlowImageProcessorPil
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
 from . import CommandError, one_line
-from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default, read_config_fields
 from .memory import InParts
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny"
+# Models whose folders hold a tokenizer as well.
+WITH_TOKENIZER = (TokenFlowTextToImageConfig.model_type, TokenFlowUnderstandingConfig.model_type)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # How much larger than a model's pictures those of its image processor may be before they only fill the memory.
 LARGEST_RATIO = 16
 
@@ -74,7 +77,8 @@ def load_tokenizer(name: str | None = None, device: str = "auto", dtype: str = "
     Load a tokenizer and its image processor.
 
     Args:
-        name: a folder or a repository of the Hub; by default the small model of the checkout.
+        name: a folder or a repository of the Hub, of a tokenizer, or of a generator or an understanding model, of which
+            the tokenizer inside is loaded; by default the small model of the checkout.
         device: as torch names it, or `"auto"` for the best there is.
         dtype: as torch names it.
 
@@ -84,7 +88,8 @@ def load_tokenizer(name: str | None = None, device: str = "auto", dtype: str = "
     logging.disable_progress_bar()
     target = find_device(device)
     name = name_or_default(name, DEFAULT_MODEL)
-    check_model_type(name, TokenFlowConfig, "tokenizer")
+    if read_config_fields(name).get("model_type") not in WITH_TOKENIZER:
+        check_model_type(name, TokenFlowConfig, "tokenizer")
     model = load_model(name, getattr(torch, dtype), TokenFlowModel)
     return Tokenizer(name, model.to(target).eval(), load_processor(name, model.config), target)
 
@@ -96,7 +101,7 @@ def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcesso
     Raises:
         CommandError: it is damaged, another's, or makes pictures far larger than the model's.
     """
-    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         logger.warning(f"{name} has no preprocessor_config.json: pictures are resized and cropped to the model's size")
         return make_processor(size={"shortest_edge": config.image_size})
     try:
