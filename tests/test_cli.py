@@ -530,6 +530,17 @@ class TestTrain:
     def test_wrong_settings(self, setting, message, recipe):
         assert message in fail("train", recipe, "--set", setting)
 
+    def test_whole_sections_can_be_set(self, recipe, tmp_path):
+        data = json.loads(recipe.read_text())["data"]
+        recipe.write_text(
+            json.dumps({**json.loads(recipe.read_text()), "data": {"path": "nowhere"}, "evaluation": {"a": {}}})
+        )
+        succeed(
+            *("train", recipe, "--set", f"data={json.dumps(data)}", "--set", "evaluation={}"),
+            *("--set", "training.eval_strategy=no", "--set", "training.max_steps=1"),
+        )
+        assert "must hold settings under data" in fail("train", recipe, "--set", "data=3")
+
     def test_wrong_recipes(self, recipe):
         recipe.write_text("model: {")
         assert "can't be read" in fail("train", recipe)

@@ -34,8 +34,8 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
 
     overrides = read_settings(settings)
     for key in overrides:
-        if key.split(".")[0] not in recipes.SECTIONS or "." not in key:
-            sections = ", ".join(f"{section}." for section in sorted(recipes.SECTIONS))
+        if key.split(".")[0] not in recipes.SECTIONS:
+            sections = ", ".join(sorted(recipes.SECTIONS))
             raise CommandError(f"--set {key}: a key begins with one of {sections}")
     try:
         recipe = recipes.read_recipe(path, overrides)

@@ -46,7 +46,7 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
 
     Args:
         path: the YAML file.
-        overrides: dotted keys to values, such as `{"training.max_steps": 20}`.
+        overrides: dotted keys to values, such as `{"training.max_steps": 20}`, or whole sections, `{"evaluation": {}}`.
 
     Raises:
         ValueError: the file has unknown sections, or lacks one that is needed.
@@ -61,15 +61,15 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
             f"{path} must hold the sections model, data and training, and may hold teacher and evaluation; "
             f"got {sorted(recipe) if isinstance(recipe, dict) else type(recipe).__name__}"
         )
-    for name in ("model", "data", "training"):
-        if not isinstance(recipe[name], dict):
-            raise ValueError(f"{path} must hold settings under {name}; got {recipe[name]!r}")
     for dotted, value in (overrides or {}).items():
         *parents, name = dotted.split(".")
         section = recipe
         for parent in parents:
             section = section.setdefault(parent, {})
         section[name] = value
+    for name in ("model", "data", "training"):
+        if not isinstance(recipe[name], dict):
+            raise ValueError(f"{path} must hold settings under {name}; got {recipe[name]!r}")
     return recipe
 
 
@@ -178,7 +178,9 @@ def make_arguments(
     """
     if unknown := section.keys() - arguments.__dataclass_fields__.keys():
         raise ValueError(f"{arguments.__name__} has no {', '.join(sorted(unknown))}")
-    return arguments(**section)
+    # YAML reads `no` as false. Of a strategy, such as `eval_strategy: no`, it is the word that is meant.
+    words = {name: "no" for name, value in section.items() if value is False and name.endswith("_strategy")}
+    return arguments(**{**section, **words})
 
 
 def train(recipe: dict[str, Any]) -> BaseTrainer:
