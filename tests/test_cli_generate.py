@@ -197,6 +197,12 @@ class TestMistakes:
     def test_usage(self, folder, arguments):
         assert run(*arguments, "--model", folder).exit_code == 2
 
+    @pytest.mark.parametrize("option", ["--grid", "--sheet"])
+    def test_names_of_sheets_are_checked_before_drawing(self, folder, tmp_path, option):
+        result = run("sun", "--model", folder, "--output", tmp_path / "out", option, tmp_path / "all.jpgg")
+        assert result.exit_code == 2 and "all.png" in result.output
+        assert not (tmp_path / "out").exists()
+
     def test_models(self, folder, tmp_path):
         tiny_model().save_pretrained(tmp_path / "tokenizer")
         assert "is no TokenFlow generator: its model type is 'tokenflow'" in fail(

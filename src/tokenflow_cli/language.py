@@ -22,6 +22,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    check_picture_name,
     sampling_settings,
 )
 from .output import console, progress_bar, report_failures, say, show
@@ -50,12 +51,19 @@ def generate(
     ] = 1,
     scorer: Scorer = None,
     grid: Annotated[
-        Path | None, typer.Option(help="Also draw all pictures and their prompts on this one.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="Also draw all pictures and their prompts on this one.", dir_okay=False, callback=check_picture_name
+        ),
     ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
-            "--sheet", "--steps-preview", help="Also draw what every scale adds, on this picture.", dir_okay=False
+            "--sheet",
+            "--steps-preview",
+            help="Also draw what every scale adds, on this picture.",
+            dir_okay=False,
+            callback=check_picture_name,
         ),
     ] = None,
     device: Device = "auto",

@@ -79,6 +79,17 @@ Settings = Annotated[
 ]
 
 
+def check_picture_name(path: Path | None) -> Path | None:
+    """Refuse a name that doesn't end like a picture's, before the work rather than after it."""
+    if path is not None:
+        from PIL import Image
+
+        Image.init()
+        if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+            raise typer.BadParameter(f"expected the name of a picture, such as {path.stem}.png; got {path}")
+    return path
+
+
 def sampling_settings(
     negative_prompt: str | None,
     guidance_scale: float | None,

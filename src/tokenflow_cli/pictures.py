@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from .mistakes import fail, load_commands
-from .options import AsJson, BatchSize, Device, Dtype, LoadingDtype, Model, Pictures, PicturesOrTables
+from .options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    LoadingDtype,
+    Model,
+    Pictures,
+    PicturesOrTables,
+    check_picture_name,
+)
 from .output import escape, progress_bar, report_failures, show
 
 
@@ -17,7 +27,12 @@ def reconstruct(
     model: Model = None,
     output: Annotated[Path, typer.Option(help="Folder for the reconstructions.")] = Path("reconstructions"),
     sheet: Annotated[
-        Path | None, typer.Option(help="Also draw originals and what each prefix of scales gives on this picture.")
+        Path | None,
+        typer.Option(
+            help="Also draw originals and what each prefix of scales gives on this picture.",
+            dir_okay=False,
+            callback=check_picture_name,
+        ),
     ] = None,
     device: Device = "auto",
     dtype: LoadingDtype = Dtype.FLOAT32,
