@@ -353,45 +353,27 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         """
         codes, labels = self._codes_and_labels(codes, pixel_values, labels)
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
-        parts = [self.model.embed_prompt(input_ids)]
-        blocks = [torch.full_like(input_ids, -1)]
-        num_scales = len(self.config.tokenizer_config.scales)
-        if codes is not None:
-            self._check_codes(codes, len(input_ids))
-            features = self.tokenizer.quantizer.next_scale_inputs(codes)
-            parts.append(self.model.embed_image(features, start=1))
-            blocks.append(self.model.image_scales(input_ids.device)[1 : 1 + features.shape[1]].expand(len(codes), -1))
-        num_codes, num_refined = 1 + sum(part.shape[1] for part in parts[1:]), 0
-        if drawn_codes is not None:
-            self._check_drawn(drawn_codes, codes)
-            features = self.tokenizer.quantizer.next_scale_inputs(codes, drawn_codes=drawn_codes)
-            parts.append(self.model.embed_image(features, start=1))
-            blocks.append(num_scales + blocks[-1])
-            num_refined = features.shape[1]
-        if end_ids is not None:
-            self._check_end(end_ids, num_codes)
-            parts.append(self.model.embed_end(end_ids))
-            blocks.append(torch.full_like(end_ids, -1))
+        parts, blocks = self._sequence(input_ids, codes, drawn_codes, end_ids)
+        length, num_image, num_refined, _ = (part.shape[1] for part in parts)
         embeds = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
-        block_sequence_ids = torch.cat(blocks, dim=1)
+        num_scales = len(self.config.tokenizer_config.scales)
         # A refinement pass stands where its scale does, and sees what comes before that.
-        block_limits = torch.where(block_sequence_ids < num_scales, num_scales, block_sequence_ids - num_scales)
-        length, image = input_ids.shape[1], input_ids.shape[1] + num_codes - 1
+        block_limits = torch.where(blocks < num_scales, num_scales, blocks - num_scales)
         attention_mask = F.pad(attention_mask, (0, embeds.shape[1] - length), value=1)
-        places = positions(attention_mask)[:, : embeds.shape[1] - num_refined]
-        position_ids = torch.cat(
-            [places[:, :image], places[:, length : length + num_refined], places[:, image:]], dim=1
+        text, image, end = positions(attention_mask[:, : embeds.shape[1] - num_refined]).tensor_split(
+            [length, length + num_image], dim=1
         )
+        position_ids = torch.cat([text, image, image[:, :num_refined], end], dim=1)
         output = self.model(
             embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            block_sequence_ids=block_sequence_ids if codes is not None else None,
+            block_sequence_ids=blocks if codes is not None else None,
             block_limits=block_limits if num_refined else None,
             return_dict=True,
             **kwargs,
         )
-        hidden_states = output.last_hidden_state[:, length - 1 :]
+        hidden_states, num_codes = output.last_hidden_state[:, length - 1 :], 1 + num_image
         image_states, end_states = hidden_states.tensor_split([num_codes + num_refined], dim=1)
         logits = self.visual_head(image_states)
         end_logits = self._with_text(end_states, self.visual_head(end_states)) if end_ids is not None else None
@@ -407,6 +389,39 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def _sequence(
+        self,
+        input_ids: torch.Tensor,
+        codes: torch.Tensor | None,
+        drawn_codes: torch.Tensor | None,
+        end_ids: torch.Tensor | None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """
+        What the layers are given: embeddings of the prompt, the image, its refinement passes and its end, (B, T', D)
+        each, and the block of every token, (B, T). Blocks of refinement passes count on from the last scale's.
+        """
+        batch = len(input_ids)
+        empty = self.model.embed_text(input_ids[:, :0])
+        image, refined, end = empty, empty, empty
+        if codes is not None:
+            self._check_codes(codes, batch)
+            image = self.model.embed_image(self.tokenizer.quantizer.next_scale_inputs(codes), start=1)
+        if drawn_codes is not None:
+            self._check_drawn(drawn_codes, codes)
+            features = self.tokenizer.quantizer.next_scale_inputs(codes, drawn_codes=drawn_codes)
+            refined = self.model.embed_image(features, start=1)
+        if end_ids is not None:
+            self._check_end(end_ids, 1 + image.shape[1])
+            end = self.model.embed_end(end_ids)
+        scales = self.model.image_scales(input_ids.device)[1:]
+        blocks = [
+            torch.full_like(input_ids[0], -1),
+            scales[: image.shape[1]],
+            scales[: refined.shape[1]] + len(self.config.tokenizer_config.scales),
+            scales.new_full((end.shape[1],), -1),
+        ]
+        return [self.model.embed_prompt(input_ids), image, refined, end], torch.cat(blocks).expand(batch, -1)
 
     def _codes_and_labels(
         self, codes: torch.Tensor | None, pixel_values: torch.Tensor | None, labels: torch.Tensor | None
