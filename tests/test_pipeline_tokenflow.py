@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_models import tiny_text_to_image
+from tiny_models import tiny_text_to_image, tiny_understanding
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -349,6 +349,10 @@ class TestLoading:
     def test_of_parts(self, painter):
         made = pipeline("text-to-image", model=painter.model, processor=painter.processor, device="cpu")
         assert torch.equal(codes_of(made, "sun", seed=1), codes_of(painter, "sun", seed=1))
+
+    def test_other_models_are_refused_when_it_is_made(self, painter):
+        with pytest.raises(ValueError, match="takes a generator, .* got a model of type 'tokenflow_understanding'"):
+            pipeline("text-to-image", model=tiny_understanding(), processor=painter.processor, device="cpu")
 
     def test_models_in_training(self, painter):
         """Drawing is the same in the middle of training, for sample pictures."""

@@ -13,6 +13,7 @@ from transformers.pipelines.base import Pipeline
 
 from .push_tokenflow import PUSH_ARGUMENTS
 
+MODEL_TYPE = "tokenflow_text_to_image"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -45,6 +46,11 @@ class TextToImagePipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
     _pipeline_calls_generate = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if (model_type := self.model.config.model_type) != MODEL_TYPE:
+            raise ValueError(f"text-to-image takes a generator, {MODEL_TYPE!r}; got a model of type {model_type!r}")
 
     def __call__(  # type: ignore[override]
         self,
