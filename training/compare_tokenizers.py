@@ -28,7 +28,6 @@ from training.evaluate_tokenizer import EMOJI_STYLES, measure, to_pixels
 from training.evaluate_understanding import Answerer, load_splits, mean, rate, read_questions
 from transformers_tokenflow import TokenFlowModel, TokenFlowProcessor
 from transformers_tokenflow.evaluation.networks import clip_distance
-from transformers_tokenflow.evaluation.reconstruction import reconstruct
 from transformers_tokenflow.scoring import OpenClipScorer
 from transformers_tokenflow.trainers import load_teacher
 from transformers_tokenflow.trainers.recipe import make_trainer, read_recipe, run
@@ -139,8 +138,10 @@ class Study:
         model = TokenFlowModel.from_pretrained(self.train(name, seed), dtype=torch.float32).eval()
         splits = load_dataset(str(self.data))
         held_out = {split: rows for split, rows in splits.items() if split != "train"}
-        results = measure(model, load_teacher(f"local-dir:{self.teacher}"), held_out)
-        results["distance"] = distance(model, held_out, self.teacher)
+        teacher = f"local-dir:{self.teacher}"
+        distance = clip_distance(OpenClipScorer(teacher))
+        results = measure(model, load_teacher(teacher), held_out, distance)
+        results["distance"] = round(distance.compute().item(), 4)
         results["probe"] = probe(model, splits["train"], splits["heldout_names"])
         write(path, results)
 
@@ -173,17 +174,6 @@ class Study:
 def write(path: Path, results: dict[str, Any]) -> None:
     """Figures to a file."""
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def distance(model: TokenFlowModel, splits: dict[str, Dataset], teacher: str) -> float:
-    """The Fréchet distance of pictures and what came back, between the small CLIP's embeddings of both (like rFID)."""
-    measure = clip_distance(OpenClipScorer(f"local-dir:{teacher}"))
-    for rows in splits.values():
-        for output in reconstruct(model, to_pixels(rows["image"][:], model.config.image_size)):
-            for pictures, is_real in ((output.real, True), (output.fake, False)):
-                measure.update((pictures * 255).round().byte(), real=is_real)
-    return round(measure.compute().item(), 4)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training.retrieval import cross_style_retrieval_accuracy
 from transformers_tokenflow import TokenFlowModel
@@ -41,9 +42,14 @@ def to_pixels(pictures: list[Image.Image], size: int) -> Tensor:
     return torch.stack([transform(picture, None) for picture in pictures])
 
 
-def measure_split(model: TokenFlowModel, pixel_values: Tensor) -> dict[str, Tensor | None]:
-    """Codes, PSNR per picture, and mean decoded semantic features of (N, 3, H, H)."""
+def measure_split(
+    model: TokenFlowModel, pixel_values: Tensor, distance: FrechetInceptionDistance | None = None
+) -> dict[str, Tensor | None]:
+    """Codes, PSNR per picture, and mean decoded semantic features of (N, 3, H, H), which go into the distance, too."""
     outputs = list(reconstruct(model, pixel_values))
+    if distance is not None:
+        for output in outputs:
+            output.add_to(distance)
     features = [output.semantic_features.mean(dim=1) for output in outputs if output.semantic_features is not None]
     return {
         "codes": torch.cat([output.codes for output in outputs]),
@@ -63,11 +69,16 @@ def retrieval(features: Tensor, rows: Dataset) -> float:
     return cross_style_retrieval_accuracy(features, rows["name"], rows["style"])
 
 
-def measure(model: TokenFlowModel, teacher: Teacher, splits: dict[str, Dataset]) -> dict[str, Any]:
-    """Every number of the card."""
+def measure(
+    model: TokenFlowModel,
+    teacher: Teacher,
+    splits: dict[str, Dataset],
+    distance: FrechetInceptionDistance | None = None,
+) -> dict[str, Any]:
+    """Every number of the card; the splits' pictures and what came back go into the distance, if there is one."""
     size = model.config.image_size
     pixels = {name: to_pixels(rows["image"], size) for name, rows in splits.items()}
-    outputs = {name: measure_split(model, batch) for name, batch in pixels.items()}
+    outputs = {name: measure_split(model, batch, distance) for name, batch in pixels.items()}
     photos = sample_photos()
     photo_psnr = measure_split(model, to_pixels(list(photos.values()), size))["psnr"]
     codes = torch.cat([output["codes"] for output in outputs.values()])

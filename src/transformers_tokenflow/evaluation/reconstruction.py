@@ -42,6 +42,11 @@ class Reconstructed:
         """(B,) in dB."""
         return psnr(self.fake, self.real)
 
+    def add_to(self, distance: FrechetInceptionDistance) -> None:
+        """Let a distance take both into account."""
+        for pictures, is_real in ((self.real, True), (self.fake, False)):
+            distance.update((pictures * 255).round().byte(), real=is_real)
+
 
 @torch.no_grad()
 def reconstruct(model: TokenFlowModel, pixel_values: torch.Tensor, batch_size: int = 64) -> Iterator[Reconstructed]:
@@ -95,8 +100,7 @@ class ReconstructionMeasures:
             values["lpips"] = self.lpips(output.fake, output.real).reshape(-1)
             self.lpips.reset()  # what it keeps of each batch is in the records
         if self.fid is not None:
-            for pictures, is_real in ((output.real, True), (output.fake, False)):
-                self.fid.update((pictures * 255).round().byte(), real=is_real)
+            output.add_to(self.fid)
         columns = {name: column.tolist() for name, column in values.items()}
         return {name: {measure: column[row] for measure, column in columns.items()} for row, name in enumerate(names)}
 
