@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_text_to_image
+from tiny_models import tiny_model, tiny_text_to_image
 from transformers import pipeline
 
 import transformers_tokenflow
@@ -42,6 +42,11 @@ def folder(pipe, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("diffusers")
     pipe.save_pretrained(path)
     return path
+
+
+def test_other_models_are_refused(parts):
+    with pytest.raises(ValueError, match="takes a generator, .* got a model of type 'tokenflow'"):
+        TokenFlowPipeline(tiny_model(), parts[1])
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:

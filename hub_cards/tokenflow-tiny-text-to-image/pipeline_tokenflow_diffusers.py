@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+MODEL_TYPE = "tokenflow_text_to_image"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 AUTO_CLASSES = {"model": AutoModel, "processor": AutoProcessor}
 # Arguments of `from_pretrained` that the processor needs as well.
@@ -70,6 +71,8 @@ class TokenFlowPipeline(DiffusionPipeline):
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         super().__init__()
+        if model is not None and (model_type := model.config.model_type) != MODEL_TYPE:
+            raise ValueError(f"TokenFlowPipeline takes a generator, {MODEL_TYPE!r}; got a model of type {model_type!r}")
         self.register_modules(model=model, processor=processor)
 
     @torch.no_grad()
