@@ -266,9 +266,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
                 block_sequence_ids=block_sequence_ids,
             )
         else:
-            mask = create_bidirectional_mask(
-                self.config, inputs_embeds, attention_mask, past_key_values=past_key_values
-            )
+            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask, None, past_key_values)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         for layer in self.layers:
@@ -280,7 +278,8 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
                 is_causal=is_causal and block_sequence_ids is None,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        # By place, as above: transformers 5.24 has another name for it.
+        return BaseModelOutputWithPast(self.norm(hidden_states), past_key_values)
 
 
 class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGenerationMixin):

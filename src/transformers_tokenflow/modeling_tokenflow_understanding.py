@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
-from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple, torch_compilable_check
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tokenflow import TokenFlowUnderstandingConfig
@@ -30,6 +30,10 @@ except ImportError:  # before transformers 5.21
         return hidden_states[:, kept]
 
 
+# transformers 5.24 has another name for it, also in what it passes to `forward` and in outputs.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
 @dataclass
 class TokenFlowUnderstandingModelOutput(BaseModelOutputWithPast):
     """
@@ -37,7 +41,7 @@ class TokenFlowUnderstandingModelOutput(BaseModelOutputWithPast):
         last_hidden_state (`torch.FloatTensor` of shape `(B, T, hidden_size)`):
             Of the language model.
         past_key_values (`Cache`, *optional*):
-            Keys and values of the sequence so far.
+            Keys and values of the sequence so far; `cache` from transformers 5.24 on.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
             Of the language model's layers.
         image_hidden_states (`torch.FloatTensor` of shape `(num_images * num_image_features, hidden_size)`, *optional*):
@@ -48,7 +52,7 @@ class TokenFlowUnderstandingModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class TokenFlowUnderstandingOutput(ModelOutput):
+class TokenFlowUnderstandingOutput(CausalLMOutputWithPast):
     """
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, with `labels`):
@@ -56,18 +60,13 @@ class TokenFlowUnderstandingOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B, T, vocab_size)`):
             Scores of the next token.
         past_key_values (`Cache`, *optional*):
-            Keys and values of the sequence so far.
+            Keys and values of the sequence so far; `cache` from transformers 5.24 on.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
             Of the language model's layers.
         image_hidden_states (`torch.FloatTensor` of shape `(num_images * num_image_features, hidden_size)`, *optional*):
             What stands in the places of pictures.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -85,7 +84,7 @@ class TokenFlowUnderstandingPreTrainedModel(TokenFlowPushMixin, TokenFlowLowBits
     _can_compile_fullgraph = True
     _keep_in_fp32_modules_strict = TokenFlowModel._keep_in_fp32_modules_strict
     _no_split_modules = TokenFlowModel._no_split_modules
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -248,11 +247,11 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             # None of a picture: distributed training waits for the projector's gradient where a process has text alone.
             nothing = inputs_embeds.new_zeros(len(inputs_embeds), 0, self.config.feature_dim)
             inputs_embeds = torch.cat([inputs_embeds, self.projector(nothing).to(inputs_embeds.dtype)], dim=1)
+        kwargs.setdefault(CACHE_NAME, past_key_values)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             return_dict=True,
             **kwargs,
         )
@@ -305,7 +304,7 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
             pixel_values: (num_images, 3, H, H) in [-1, 1], in the order of their places over the whole batch.
             attention_mask: (B, T), 0 at padding, or a ready mask of four dimensions.
             position_ids: (B, T), by default those that follow the cache.
-            past_key_values: to read, and to add to.
+            past_key_values: to read, and to add to; `cache` is the same from transformers 5.24 on.
             inputs_embeds: (B, T, hidden_size) in place of `input_ids`.
             labels: (B, T), -100 where none is to be learned.
             logits_to_keep: of how many last positions, or of which ones, there are to be logits; 0 for all.
@@ -341,7 +340,7 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
         return TokenFlowUnderstandingOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
@@ -360,7 +359,7 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
         model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
             inputs_tensor, model_kwargs, model_input_name, *args
         )
-        is_start = model_input_name == "input_ids" and model_kwargs.get("past_key_values") is None
+        is_start = model_input_name == "input_ids" and model_kwargs.get(CACHE_NAME) is None
         if is_start and not model_kwargs["mm_encoder_outputs"]:
             number = (inputs_tensor == self.config.image_token_id).sum()
             torch_compilable_check(number == 0, lambda: f"the text has {number} image tokens, but no picture is given")
