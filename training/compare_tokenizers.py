@@ -8,7 +8,6 @@ several scales; then the teacher's weights to start the semantic encoder from; a
 checkpoint, and what is measured is not measured again. The table is written into `docs/ablation.md`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageTextToText
 
-from training.compare_understanding import Comparison, write_into
+from training.compare_understanding import Comparison, read_figures, short_training, write_figures, write_into
 from training.evaluate_tokenizer import EMOJI_STYLES, measure, to_pixels
 from training.evaluate_understanding import Answerer, load_splits, mean, rate, read_questions
 from transformers_tokenflow import TokenFlowModel, TokenFlowProcessor
@@ -105,18 +104,10 @@ class Study:
             "teacher.name": f"local-dir:{self.teacher}",
             "teacher.initialize_semantic_encoder": variant.starts_from_teacher,
             "data.path": str(self.data),
-            "evaluation": None,
-            "training.output_dir": str(self.folder(name, seed)),
-            "training.seed": seed,
-            "training.max_steps": self.steps,
+            **short_training(self.folder(name, seed), seed, self.steps),
             "training.lr_scheduler_kwargs": {"num_decay_steps": self.steps // 2, "min_lr_ratio": 0.02},
-            "training.warmup_steps": self.steps // 10,
             "training.codebook_restart_steps": max(1, self.steps // 8),
-            # Averages over the last of so few steps.
-            "training.ema_decay": 0.98,
-            "training.eval_strategy": "no",
             "training.save_steps": max(1, self.steps // 2),
-            "training.save_total_limit": 1,
         }
 
     def train(self, name: str, seed: int) -> Path:
@@ -143,7 +134,7 @@ class Study:
         results = measure(model, load_teacher(teacher), held_out, distance)
         results["distance"] = round(distance.compute().item(), 4)
         results["probe"] = probe(model, splits["train"], splits["heldout_names"])
-        write(path, results)
+        write_figures(path, results)
 
     def measure_understanding(self, name: str, seed: int) -> None:
         """Trains a language model to read a variant, and measures it, unless that has been done."""
@@ -157,23 +148,12 @@ class Study:
         )
         folder = comparison.train("last_scale", seed)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        write(
-            path, recognition(Answerer(model, TokenFlowProcessor.from_pretrained(folder)), load_splits(self.questions))
-        )
+        answerer = Answerer(model, TokenFlowProcessor.from_pretrained(folder))
+        write_figures(path, recognition(answerer, load_splits(self.questions)))
 
     def figures(self, names: Sequence[str], seeds: Sequence[int], what: str) -> dict[str, list[dict[str, Any]]]:
         """By variant, the figures of every seed, of those that have been measured for all."""
-        found = {name: [self.path(name, seed, what) for seed in seeds] for name in names}
-        return {
-            name: [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-            for name, paths in found.items()
-            if all(path.exists() for path in paths)
-        }
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Figures to a file."""
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        return read_figures({name: [self.path(name, seed, what) for seed in seeds] for name in names})
 
 
 @torch.no_grad()

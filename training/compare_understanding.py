@@ -151,19 +151,11 @@ class Comparison:
             "model.text_tokenizer": str(self.data / "text-tokenizer"),
             "model.config": {"feature_strategy": variant.strategy},
             "data.data_files": str(data_files),
-            "evaluation": None,
-            "training.output_dir": str(self.folder(name, seed)),
-            "training.seed": seed,
-            "training.max_steps": self.steps,
+            **short_training(self.folder(name, seed), seed, self.steps),
             "training.muon": True,
             "training.learning_rate": 3e-3,
-            "training.warmup_steps": self.steps // 10,
             "training.lr_scheduler_kwargs": {"num_decay_steps": self.steps // 4, "min_lr_ratio": 0.02},
-            # Averages over the last of so few steps.
-            "training.ema_decay": 0.98,
-            "training.eval_strategy": "no",
             "training.save_steps": max(1, self.steps // 8),
-            "training.save_total_limit": 1,
         }
 
     def pictures(self) -> Path:
@@ -199,16 +191,40 @@ class Comparison:
         answerer = Answerer(model, TokenFlowProcessor.from_pretrained(folder))
         results = measure(answerer, load_splits(self.data), self.teacher, read_names(self.data))
         results["tokens"] = answerer.processor.num_image_tokens
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_figures(path, results)
 
     def figures(self, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
         """By variant, the figures of every seed, of those that have been measured for all."""
-        paths = {name: [self.figures_path(name, seed) for seed in seeds] for name in VARIANTS}
-        return {
-            name: [json.loads(path.read_text(encoding="utf-8")) for path in files]
-            for name, files in paths.items()
-            if all(path.exists() for path in files)
-        }
+        return read_figures({name: [self.figures_path(name, seed) for seed in seeds] for name in VARIANTS})
+
+
+def short_training(folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    """What recipes of so few steps have in common, whatever they train."""
+    return {
+        "evaluation": None,
+        "training.output_dir": str(folder),
+        "training.seed": seed,
+        "training.max_steps": steps,
+        "training.warmup_steps": steps // 10,
+        # Averages over the last of so few steps.
+        "training.ema_decay": 0.98,
+        "training.eval_strategy": "no",
+        "training.save_total_limit": 1,
+    }
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Figures of a variant to a file."""
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def read_figures(paths: dict[str, list[Path]]) -> dict[str, list[dict[str, Any]]]:
+    """By variant, the figures of every seed, of those that have been measured for all."""
+    return {
+        name: [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        for name, files in paths.items()
+        if all(path.exists() for path in files)
+    }
 
 
 def percent(rates: Sequence[dict[str, float]]) -> str:
