@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 from ..answering import answer_conversations, ask
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from . import CommandError, one_line
-from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+from .loading import CHECKOUT, check_model_type, find_device, load_model, load_processor, name_or_default
 from .pictures import PictureBatch, PictureFile, find_pictures, read_batches
 
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-understanding"
@@ -49,10 +48,7 @@ def load_describer(name: str | None = None, device: str = "auto", dtype: str = "
     name = name_or_default(name, DEFAULT_MODEL)
     check_model_type(name, TokenFlowUnderstandingConfig, "understanding model")
     model: Any = load_model(name, getattr(torch, dtype), TokenFlowForConditionalGeneration)
-    try:
-        processor = AutoProcessor.from_pretrained(name)
-    except Exception as error:  # missing and damaged files each fail in a way of their own
-        raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
+    processor = load_processor(name)
     for attribute in ("image_token", "chat_template"):
         if getattr(processor, attribute, None) is None:
             raise CommandError(f"the processor of {name} takes no conversations: it has no {attribute}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
@@ -17,7 +16,7 @@ from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..pipeline_tokenflow import TextToImagePipeline
 from . import CommandError, one_line
 from .contact_sheet import draw_rows, prefix_headings
-from .loading import CHECKOUT, check_model_type, find_device, load_model, name_or_default
+from .loading import CHECKOUT, check_model_type, find_device, load_model, load_processor, name_or_default
 
 if TYPE_CHECKING:
     from ..scoring import OpenClipScorer
@@ -83,11 +82,7 @@ def load_painter(name: str | None = None, device: str = "auto", dtype: str = "fl
     name = name_or_default(name, DEFAULT_MODEL)
     check_model_type(name, TokenFlowTextToImageConfig, "generator")
     model: Any = load_model(name, getattr(torch, dtype), TokenFlowForTextToImage)
-    try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # missing and damaged files each fail in a way of their own
-        raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
-    return TextToImagePipeline(model=model, processor=processor, task="text-to-image", device=target)
+    return TextToImagePipeline(model=model, processor=load_processor(name), task="text-to-image", device=target)
 
 
 def load_scorer(name: str | None, device: torch.device) -> "OpenClipScorer":

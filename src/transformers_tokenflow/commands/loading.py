@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from . import CommandError, one_line
 
@@ -121,6 +121,14 @@ def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]
         if not tensor.isfinite().all():
             raise CommandError(f"the weights of {name} are damaged, or too large for {dtype}: {key} is not finite")
     return model
+
+
+def load_processor(name: str) -> Any:
+    """The processor of texts and pictures that is saved with a model, or a CommandError."""
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # missing and damaged files each fail in a way of their own
+        raise CommandError(f"the processor of {name} can't be loaded: {one_line(error)}") from error
 
 
 def damaged_files(folder: Path) -> list[Path]:

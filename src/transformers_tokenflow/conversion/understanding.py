@@ -11,7 +11,8 @@ from ..configuration_tokenflow import QWEN_2_5_14B, TokenFlowUnderstandingConfig
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
-from .text_to_image import check_known, is_text_to_image
+from .text_to_image import LAYER, check_known, is_text_to_image
+from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
 from .tokenizer import tokenizer_layout
 from .tokenizer_config import count_numbers, infer_config, merge_fields
 
@@ -31,19 +32,7 @@ VICUNA_13B = {
     "pad_token_id": 0,
 }
 # What the configuration of an official folder knows that shapes don't show.
-OFFICIAL_FIELDS = (
-    "num_attention_heads",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "hidden_act",
-    "max_position_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-)
-LAYER = "model.layers.0."
+OFFICIAL_FIELDS = ("num_attention_heads", *GENERATOR_FIELDS, "tie_word_embeddings")
 # Of Qwen2.5 and Vicuna alike.
 HEAD_DIM = 128
 
