@@ -106,15 +106,7 @@ def convert_checkpoint(
     overrides = nest(read_settings(settings))
     try:
         check_target(folder)
-        source = open_checkpoint(checkpoint)
-        if is_text_to_image(source):
-            plan = plan_generator(source, checkpoint, tokenizer, text_tokenizer, overrides)
-        elif is_understanding(source):
-            plan = plan_understanding(source, checkpoint, tokenizer, text_tokenizer, overrides)
-        elif tokenizer is not None or text_tokenizer is not None:
-            raise CommandError(f"{checkpoint} is an image tokenizer, and takes no --tokenizer or --text-tokenizer")
-        else:
-            plan = plan_tokenizer(source, overrides)
+        plan = plan_conversion(checkpoint, tokenizer, text_tokenizer, overrides)
         with folder_written_whole(folder) as temporary:
             write_model(
                 temporary,
@@ -131,6 +123,20 @@ def convert_checkpoint(
     except (ValueError, OSError, SafetensorError) as error:
         raise CommandError(f"{checkpoint} can't be converted: {one_line(error)}") from error
     return Converted(plan.config, parameters)
+
+
+def plan_conversion(
+    checkpoint: Path, tokenizer: Path | None, text_tokenizer: str | None, overrides: dict[str, Any]
+) -> Plan:
+    """The conversion of whatever model the checkpoint is."""
+    source = open_checkpoint(checkpoint)
+    if is_text_to_image(source):
+        return plan_generator(source, checkpoint, tokenizer, text_tokenizer, overrides)
+    if is_understanding(source):
+        return plan_understanding(source, checkpoint, tokenizer, text_tokenizer, overrides)
+    if tokenizer is not None or text_tokenizer is not None:
+        raise CommandError(f"{checkpoint} is an image tokenizer, and takes no --tokenizer or --text-tokenizer")
+    return plan_tokenizer(source, overrides)
 
 
 def plan_tokenizer(source: Checkpoint, overrides: dict[str, Any]) -> Plan:

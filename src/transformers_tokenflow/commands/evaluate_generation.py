@@ -2,11 +2,14 @@
 """Draws the prompts of a benchmark, and judges the pictures."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..evaluation import EvaluationError
-from ..evaluation.benchmarks import picture_folder, read_prompts
+from ..evaluation.benchmarks import Prompt, picture_folder, read_prompts
 from ..evaluation.generation import IMAGE_REWARD, ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
 from ..evaluation.parts import Parts, Record, Sums, differences
 from ..evaluation.report import describe_model, evaluate, read_description
@@ -52,30 +55,19 @@ def evaluate_generation(
         wanted = read_prompts(prompts)
         pictures = picture_folder(prompts, folder, num_images)
         painter = load_painter(model, device, dtype)
-        networks, not_measured = {"clip": network_name(scorer)}, {}
+        networks = {"clip": network_name(scorer), "image_reward": IMAGE_REWARD}
         with state.local_main_process_first():  # who downloads
-            judges: list[Judge] = [ClipJudge(load_scorer(scorer, painter.device), [prompt.text for prompt in wanted])]
-            try:
-                judges.append(RewardJudge(painter.device))
-                networks["image_reward"] = IMAGE_REWARD
-            except EvaluationError as error:
-                not_measured["image_reward"] = one_line(error)
-        texts = "\n".join(f"{prompt.name}\t{prompt.text}" for prompt in wanted)
+            judges, not_measured = load_judges(scorer, wanted, painter.device)
         description = {
             "evaluation": "generation",
             "model": describe_model(painter.model.name_or_path, painter.model),
-            "data": {
-                "dataset": prompts.resolve().stem,
-                "path": str(prompts),
-                "prompts": len(wanted),
-                "texts": hashlib.sha256(texts.encode()).hexdigest()[:16],
-            },
+            "data": describe_prompts(prompts, wanted),
             "settings": {
                 "num_images": num_images,
                 "seed": seed,
                 **settings,
                 "generation_config": painter.model.generation_config.to_diff_dict(),
-                "networks": networks,
+                "networks": {name: network for name, network in networks.items() if name not in not_measured},
             },
         }
         output = folder.with_name(f"{folder.name}.json")
@@ -88,6 +80,28 @@ def evaluate_generation(
             return {**summarize(records, sums), "not_measured": not_measured}
 
         return evaluate(output, description, state, work, summarize_all)
+
+
+def load_judges(
+    scorer: str | None, prompts: Sequence[Prompt], device: torch.device
+) -> tuple[list[Judge], dict[str, str]]:
+    """Those whose weights can be had, and why others are left out by the measure's name."""
+    clip = ClipJudge(load_scorer(scorer, device), [prompt.text for prompt in prompts])
+    try:
+        return [clip, RewardJudge(device)], {}
+    except EvaluationError as error:
+        return [clip], {"image_reward": one_line(error)}
+
+
+def describe_prompts(path: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a report says about them."""
+    texts = "\n".join(f"{prompt.name}\t{prompt.text}" for prompt in prompts)
+    return {
+        "dataset": path.resolve().stem,
+        "path": str(path),
+        "prompts": len(prompts),
+        "texts": hashlib.sha256(texts.encode()).hexdigest()[:16],
+    }
 
 
 def check_folder(folder: Path, output: Path, description: dict[str, Any]) -> None:
