@@ -2,41 +2,29 @@
 """The command `tokenflow describe`."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_cli
 import torch
 from PIL import Image
 from tiny_models import tiny_model, tiny_understanding_with_processor
 from transformers import GenerationConfig, pipeline
-from typer.testing import CliRunner, Result
 
-from transformers_tokenflow import cli
 from transformers_tokenflow.commands import describing
 from transformers_tokenflow.commands.describing import answer_settings, load_describer
 
 # Answers of random weights should be letters, and of a length.
 GENERATION = {"max_new_tokens": 6, "suppress_tokens": [0, 1, 2, *range(61, 80)], "pad_token_id": 0}
 
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["describe", *(str(argument) for argument in arguments)])
+run, fail = (partial(of, "describe") for of in (test_cli.run, test_cli.fail))
 
 
 def succeed(*arguments: object) -> list[str]:
     """The lines that the command prints."""
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout.splitlines()
-
-
-def fail(*arguments: object) -> str:
-    """The one line that the command ends with."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    return result.stderr.splitlines()[-1]
+    return test_cli.succeed("describe", *arguments).stdout.splitlines()
 
 
 @pytest.fixture(scope="module")

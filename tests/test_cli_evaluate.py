@@ -5,19 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import test_cli
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_models import tiny_model, tiny_text_to_image, tiny_understanding_with_processor
-from typer.testing import CliRunner, Result
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("open_clip")
-from transformers_tokenflow import TokenFlowImageProcessor, cli  # noqa: E402
+from transformers_tokenflow import TokenFlowImageProcessor  # noqa: E402
 from transformers_tokenflow.commands import (  # noqa: E402
     evaluate_generation,
     evaluate_reconstruction,
@@ -28,23 +29,7 @@ from transformers_tokenflow.evaluation import EvaluationError, parts  # noqa: E4
 ROOT = Path(__file__).parents[1]
 TEACHER = ROOT / "hub_cards" / "tokenflow-tiny-teacher"
 
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["evaluate", *(str(argument) for argument in arguments)])
-
-
-def succeed(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*arguments: object) -> str:
-    """The one line that the command ends with."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    return result.stderr.splitlines()[-1]
+run, succeed, fail = (partial(of, "evaluate") for of in (test_cli.run, test_cli.succeed, test_cli.fail))
 
 
 def read(path: Path) -> dict:

@@ -2,41 +2,25 @@
 """The command `tokenflow generate`."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_cli
 import torch
 from PIL import Image
 from rich.console import Console
 from tiny_models import tiny_model, tiny_text_to_image
 from transformers import pipeline
-from typer.testing import CliRunner, Result
 
 from tokenflow_cli import output
-from transformers_tokenflow import cli
 from transformers_tokenflow.commands import CommandError, generation
 from transformers_tokenflow.commands.generation import Drawn, count_passes, draw_prompts, load_painter, load_scorer
 
 TEACHER = Path(__file__).parents[1] / "hub_cards" / "tokenflow-tiny-teacher"
 
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["generate", *(str(argument) for argument in arguments)])
-
-
-def succeed(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*arguments: object) -> str:
-    """The one line that the command ends with."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    return result.stderr.splitlines()[-1]
+run, succeed, fail = (partial(of, "generate") for of in (test_cli.run, test_cli.succeed, test_cli.fail))
 
 
 @pytest.fixture(scope="module")
