@@ -217,9 +217,11 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         if not pixel_values.isfinite().all():
             raise ValueError("expected pixel_values to be finite; got NaN or infinity among them")
 
-    def quantize(self, pixel_values: torch.Tensor, scales: Sequence[int] | None = None) -> TokenFlowQuantizerOutput:
+    def quantize(
+        self, pixel_values: torch.Tensor, scales: Sequence[int] | None = None, return_loss: bool = False
+    ) -> TokenFlowQuantizerOutput:
         """
-        Both encoders and the quantiser.
+        Both encoders and the quantiser, as its `forward`.
 
         A grid that is not the last scale raises a ValueError, except in training, where a list of scales may end early.
         """
@@ -230,7 +232,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
                 f"pictures of {pixel_values.shape[-1]} pixels give a grid of {grid}, but the scales end at {expected}: "
                 f"resize them to {self.config.image_size} pixels, or pass scales=[..., {grid}]"
             )
-        return self.quantizer(features, scales)
+        return self.quantizer(features, scales, return_loss)
 
     def encode(self, pixel_values: torch.Tensor, scales: Sequence[int] | None = None) -> TokenFlowEncoderOutput:
         """
@@ -327,7 +329,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         Raises:
             ValueError: as `encode`; or `teacher_features` do not have the shape of the decoded features.
         """
-        quantizer_output = self.quantize(pixel_values, scales)
+        quantizer_output = self.quantize(pixel_values, scales, return_loss)
         decoded = self.decode_features(quantizer_output.quantized, pixel_values.shape[-1])
         losses: dict[str, torch.Tensor] = {}
         if return_loss:

@@ -144,9 +144,7 @@ class TextToImageTrainingArguments(AdapterTrainingArguments):
     coarse_scales: int = field(default=1, metadata={"help": "How many scales such a step trains."})
     refinement_probability: float = field(
         default=0.0,
-        metadata={
-            "help": "Probability that a step trains refinement passes too, which makes it 2.3 times as long."
-        },
+        metadata={"help": "Probability that a step trains refinement passes too, which makes it 2.3 times as long."},
     )
     sample_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of pictures that are drawn at every evaluation, with fixed seeds."}

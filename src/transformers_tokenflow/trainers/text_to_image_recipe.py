@@ -112,16 +112,17 @@ def make_generator(section: dict[str, Any]) -> tuple[TokenFlowForTextToImage, To
         if len(section) > 1:
             raise ValueError("a generator that is from_pretrained has its tokenizers and configuration already")
         name = section["from_pretrained"]
-        return TokenFlowForTextToImage.from_pretrained(name), TokenFlowProcessor.from_pretrained(name)
+        model = TokenFlowForTextToImage.from_pretrained(name, dtype=torch.float32)
+        return model, TokenFlowProcessor.from_pretrained(name)
     text_tokenizer_name = section.get("text_tokenizer", section.get("from_text_model"))
     if "tokenizer" not in section or text_tokenizer_name is None:
         raise ValueError("a generator needs a tokenizer, and a text_tokenizer or from_text_model to take one from")
     text_tokenizer = load_text_tokenizer(text_tokenizer_name)
     processor = TokenFlowProcessor(AutoImageProcessor.from_pretrained(section["tokenizer"]), text_tokenizer)
-    tokenizer = TokenFlowModel.from_pretrained(section["tokenizer"])
+    tokenizer = TokenFlowModel.from_pretrained(section["tokenizer"], dtype=torch.float32)
     text_model = None
     if "from_text_model" in section:
-        text_model = LlamaForCausalLM.from_pretrained(section["from_text_model"])
+        text_model = LlamaForCausalLM.from_pretrained(section["from_text_model"], dtype=torch.float32)
     fields = section.get("config", {})
     return build_generator(fields, tokenizer, text_tokenizer, text_model), processor
 
