@@ -530,6 +530,12 @@ class TestTrain:
     def test_wrong_settings(self, setting, message, recipe):
         assert message in fail("train", recipe, "--set", setting)
 
+    def test_too_few_pictures_for_kmeans(self, recipe):
+        kmeans = {"codebook_initialization": "kmeans", "codebook_initialization_batches": 1}
+        settings = (f"--set=training.{name}={value}" for name, value in kmeans.items())
+        message = fail("train", recipe, *settings)
+        assert "can't be followed: k-means of 16 entries" in message and "the pictures that it sees give 10" in message
+
     def test_whole_sections_can_be_set(self, recipe, tmp_path):
         data = json.loads(recipe.read_text())["data"]
         recipe.write_text(

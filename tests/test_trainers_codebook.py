@@ -55,7 +55,7 @@ def test_kmeans_is_repeatable():
 
 def test_too_few_tokens_for_kmeans():
     model = tiny_model()
-    with pytest.raises(ValueError, match="48 entries needs at least as many tokens; got 42"):
+    with pytest.raises(ValueError, match="48 entries needs at least as many tokens; .* give 42"):
         initialize_codebook(model.quantizer, [features_of(model, real_pictures(2))])
 
 

@@ -12,6 +12,9 @@ from .settings import read_settings
 if TYPE_CHECKING:
     from ..trainers import TokenFlowTrainer
 
+# Where an error that comes up is the recipe's: putting the trainer together, and what it does before its first step.
+BEFORE_TRAINING = ("make_trainer", "before_first_step")
+
 
 def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer":
     """
@@ -46,11 +49,11 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
     except FloatingPointError as error:
         raise CommandError(f"training has ended: {one_line(error)}") from error
     except (ValueError, OSError, TypeError, RuntimeError) as error:
-        if not is_from(error, recipes.make_trainer.__name__):
+        if not is_from(error, *BEFORE_TRAINING):
             raise
         raise CommandError(f"the recipe {path} can't be followed: {one_line(error)}") from error
 
 
-def is_from(error: BaseException, function: str) -> bool:
-    """Whether an error came up while a function ran: what is wrong before training starts is wrong with the recipe."""
-    return any(frame.name == function for frame in traceback.extract_tb(error.__traceback__))
+def is_from(error: BaseException, *functions: str) -> bool:
+    """Whether an error came up while one of the functions ran."""
+    return any(frame.name in functions for frame in traceback.extract_tb(error.__traceback__))

@@ -65,7 +65,11 @@ def initialize_codebook(quantizer: TokenFlowQuantizer, features: Iterable[torch.
     tokens = torch.cat([residual_tokens(quantizer, batch).cpu() for batch in features])
     num_entries = len(quantizer.codebook.semantic)
     if len(tokens) < num_entries:
-        raise ValueError(f"k-means of {num_entries} entries needs at least as many tokens; got {len(tokens)}")
+        raise ValueError(
+            f"k-means of {num_entries} entries needs at least as many tokens; the pictures that it sees give "
+            f"{len(tokens)}: show it more (codebook_initialization_batches, per_device_train_batch_size, the data), or "
+            "leave codebook_initialization at random"
+        )
     # Euclidean distance of vectors scaled by the root of a weight is the weighted distance.
     scaling = torch.ones(tokens.shape[1])
     scaling[quantizer.dims[0] :] = max(quantizer.distance_weight, 1e-6) ** 0.5
