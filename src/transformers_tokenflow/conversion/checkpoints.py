@@ -3,12 +3,14 @@
 
 import argparse
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 StateDict = Mapping[str, torch.Tensor]
@@ -43,7 +45,7 @@ def load_official_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     except OSError:  # it is missing, or not ours to read
         raise
     except Exception as error:  # of every kind, where a damaged file is unpickled
-        raise ValueError(f"{path} can't be read as a checkpoint of plain tensors: {error}") from error
+        raise ValueError(f"{path} can't be read as a checkpoint of plain tensors: {reason(path, error)}") from error
     for key in CONTAINER_KEYS:
         if isinstance(container, dict) and isinstance(container.get(key), dict):
             container = container[key]
@@ -51,6 +53,15 @@ def load_official_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(container, dict) or not all(isinstance(value, torch.Tensor) for value in container.values()):
         raise ValueError(f"{path} holds no state dict, neither bare nor under one of {', '.join(CONTAINER_KEYS)}")
     return container
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Why a file was not read. torch's own words advise to let it run code, of pictures and texts as well."""
+    if match := re.search(r"\bGLOBAL (\S+)", str(error)):
+        return f"it holds {match[1]}, which would need code to be run"
+    form = "safetensors file" if path.suffix == ".safetensors" else "checkpoint that torch saved"
+    details = str(error).partition("\n")[0] if isinstance(error, (RuntimeError, SafetensorError)) else ""
+    return f"it is no {form}, or a damaged one" + (f" ({details})" if details else "")
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
