@@ -203,6 +203,29 @@ def test_the_tokenizer_stays_frozen_and_the_rest_learns():
         assert (parameter.grad is not None) == (not name.startswith("model.tokenizer.")), name
 
 
+@pytest.mark.parametrize("strategy", ["last_scale", "all_scales", "all_scales_residual"])
+def test_text_alone_trains_by_the_same_modules_in_the_same_order(strategy: str):
+    """Which processes that divide weights or gradients wait for, while others of them have pictures."""
+    model = tiny_understanding(feature_strategy=strategy).train()
+    number = model.config.num_image_features
+    codes = torch.zeros(1, model.config.tokenizer_config.num_image_tokens, dtype=torch.long)
+    used: list[str] = []
+    ready: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: used.append(name))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
+    for inputs in (
+        {"input_ids": torch.tensor([sequence([5], "image", [6], num_features=number)]), "image_codes": codes},
+        {"input_ids": torch.tensor([sequence([5, 6])])},
+    ):
+        model(**inputs).logits.sum().backward()
+    assert "model.projector" in used and "model.projector.linear_1.weight" in ready
+    for order in (used, ready):
+        assert order[: len(order) // 2] == order[len(order) // 2 :]
+
+
 def test_gradient_checkpointing_changes_nothing():
     inputs = {**batch(sequence([3], "image", [5, 6])), "pixel_values": images(1)}
     gradients = []

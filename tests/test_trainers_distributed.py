@@ -110,7 +110,8 @@ def run(kind: str, folder: Path, **changes: Any) -> None:
     metrics = trainer.evaluate()
     gathered = sorted({type(module).__name__ for module in trainer.model.modules() if isinstance(module, FSDPModule)})
     if trainer.is_world_process_zero():
-        torch.save({"logs": logged(trainer), "metrics": metrics, "gathered": gathered}, folder / "results.pt")
+        found = {"logs": logged(trainer), "metrics": metrics, "gathered": gathered}
+        torch.save({**found, "is_deepspeed": trainer.is_deepspeed_enabled}, folder / "results.pt")
 
 
 def results(folder: Path) -> dict[str, Any]:

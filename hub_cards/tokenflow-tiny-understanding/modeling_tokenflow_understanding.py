@@ -210,6 +210,17 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             input_ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
         return self.get_input_embeddings()(input_ids)
 
+    def _nothing_of_a_picture(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """
+        (B, T, hidden_size) -> (B, 0, hidden_size), by the modules that read a picture.
+
+        Distributed training wants the same modules used in the same order by every process, those with text alone too.
+        """
+        number = self.config.tokenizer_config.num_image_tokens
+        codes = torch.zeros(len(inputs_embeds), number, dtype=torch.long, device=inputs_embeds.device)
+        features = self._read_codes(codes)[:, :0, : self.config.feature_dim]
+        return self.projector(features).to(inputs_embeds.dtype)
+
     @can_return_tuple
     def forward(
         self,
@@ -234,19 +245,17 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         if sum(given is not None for given in (images, pixel_values, image_codes)) > 1:
             raise ValueError("pictures come as one of pixel_values, image_codes and mm_encoder_outputs")
-        if pixel_values is not None or image_codes is not None:
-            images = self.get_image_features(pixel_values, image_codes, return_dict=True)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
+        if pixel_values is not None or image_codes is not None:
+            images = self.get_image_features(pixel_values, image_codes, return_dict=True)
         image_features = None
         if images is not None:
             image_features = torch.cat(images.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
         elif self.training:
-            # None of a picture: distributed training waits for the projector's gradient where a process has text alone.
-            nothing = inputs_embeds.new_zeros(len(inputs_embeds), 0, self.config.feature_dim)
-            inputs_embeds = torch.cat([inputs_embeds, self.projector(nothing).to(inputs_embeds.dtype)], dim=1)
+            inputs_embeds = torch.cat([inputs_embeds, self._nothing_of_a_picture(inputs_embeds)], dim=1)
         kwargs.setdefault(CACHE_NAME, past_key_values)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
