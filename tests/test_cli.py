@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from transformers_tokenflow import TokenFlowImageProcessor, TokenFlowModel, __version__
 from transformers_tokenflow.cli import app
-from transformers_tokenflow.commands import encoding, tokenizers
+from transformers_tokenflow.commands import counted, encoding, tokenizers
 from transformers_tokenflow.commands.code_files import CodeWriter
 from transformers_tokenflow.commands.pictures import FileNames, find_pictures, safe_stem
 from transformers_tokenflow.commands.settings import nest, read_settings
@@ -126,6 +126,12 @@ class TestApp:
         assert run(*arguments).exit_code == 2
 
 
+def test_counts_in_words():
+    assert [counted(number, "picture") for number in (0, 1, 2, 2227)] == [
+        "0 pictures", "1 picture", "2 pictures", "2,227 pictures"
+    ]  # fmt: skip
+
+
 class TestTokenizer:
     def test_default_model(self, folder, photos, tmp_path, monkeypatch):
         monkeypatch.setattr(tokenizers, "DEFAULT_MODEL", tmp_path / "nothing")
@@ -163,7 +169,7 @@ class TestTokenizer:
         weights = load_file(folder / "model.safetensors")
         weights.pop("quantizer.codebook.pixel")
         save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-        assert "1 are missing, such as quantizer.codebook.pixel" in fail(
+        assert "incomplete: 1 tensor missing, such as quantizer.codebook.pixel" in fail(
             "encode", photos, "c.parquet", "--model", damaged
         )
         (damaged / "model.safetensors").write_bytes(b"garbage")
@@ -189,7 +195,7 @@ class TestEncode:
         codes = tmp_path / "new" / "codes.parquet"
         result = succeed("encode", photos, codes, "--model", folder, "--batch-size", 4)
         assert "got 6 pictures of 21 tokens" in result.stdout
-        assert "warning: 2 could not be read" in result.stderr
+        assert "warning: left out 2 pictures that could not be read:" in result.stderr
         assert f"{photos}/broken.png: no picture" in result.stderr
         assert f"{photos}/cut [off].png: " in result.stderr
         assert [path.name for path in codes.parent.iterdir()] == ["codes.parquet"]
@@ -221,7 +227,7 @@ class TestEncode:
         )
         assert codes.read_bytes() == content
         (photos / "a" / "same.png").rename(photos / "a" / "new.png")
-        assert "got 1 pictures" in succeed("encode", photos, codes, "--model", folder).stdout
+        assert "got 1 picture of 21 tokens" in succeed("encode", photos, codes, "--model", folder).stdout
         after = table(codes)
         new = after.pop(f"{photos}/a/new.png")
         assert after == before and new["codes"] == before[f"{photos}/a/same.png"]["codes"]
@@ -364,7 +370,7 @@ class TestDecode:
     def test_pictures_get_their_names_back(self, codes, folder, tmp_path):
         output = tmp_path / "new" / "decoded"
         result = succeed("decode", codes, output, "--model", folder, "--batch-size", 4)
-        assert "6 pictures are in" in result.stdout
+        assert result.stdout == f"{output} got 6 pictures\n"
         assert sorted(path.name for path in output.iterdir()) == [
             "grey.png", "palette.png", "same-2.png", "same.png", "transparent.png", "turned.png"
         ]  # fmt: skip
@@ -420,9 +426,9 @@ class TestReconstruct:
     def test_pictures_table_and_sheet(self, folder, photos, tmp_path):
         output, sheet = tmp_path / "out", tmp_path / "sheets" / "sheet.png"
         result = succeed("reconstruct", photos, "--model", folder, "--output", output, "--sheet", sheet)
-        assert len(list(output.glob("*.png"))) == 6 and "6 reconstructions are in" in result.stdout
+        assert len(list(output.glob("*.png"))) == 6 and f"{output} got 6 reconstructions\n" in result.stdout
         assert "mean" in result.stdout and "turned.jpg" in result.stdout
-        assert "warning: 2 could not be read" in result.stderr
+        assert "warning: left out 2 pictures that could not be read:" in result.stderr
         with Image.open(sheet) as drawn:
             assert drawn.width > 4 * 128 and drawn.height > 6 * 128
 

@@ -112,7 +112,11 @@ class TestMistakes:
     def test_pictures(self, folder, photos, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"no picture")
         result = run(tmp_path, photos / "a.png", "--model", folder)
-        assert result.exit_code == 0 and "1 could not be read" in result.stderr and "broken.png" in result.stderr
+        assert (
+            result.exit_code == 0
+            and "left out 1 picture that could not be read:" in result.stderr
+            and "broken.png" in result.stderr
+        )
         assert len(result.stdout.splitlines()) == 1
         assert "no picture could be described" in fail(tmp_path, "--model", folder)
         (tmp_path / "empty").mkdir()

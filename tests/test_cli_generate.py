@@ -46,7 +46,7 @@ class TestPictures:
         options = ["--top-k", "10,1", "--top-p", "0.9,0", "--guidance-scale", 2, "--temperature", 1.5]
         options += ["--negative-prompt", "blurry", "--num-images", 3, "--seed", 4, "--batch-size", 2]
         result = succeed("a red apple", "sun", "--model", folder, "--output", tmp_path / "out", *options)
-        assert f"6 pictures are in {tmp_path / 'out'}; the first one's seed is 4" in result.stdout.replace("\n", "")
+        assert f"{tmp_path / 'out'} got 6 pictures; the first one's seed is 4" in result.stdout.replace("\n", "")
         assert files(tmp_path / "out") == [
             *(f"a-red-apple-{seed}.png" for seed in (4, 5, 6)),
             *(f"sun-{seed}.png" for seed in (7, 8, 9)),

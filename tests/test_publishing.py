@@ -402,9 +402,9 @@ def test_loading_in_a_clean_process(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(f'"{first}"', '"unknown.weight"'))
     assert check_loading(folder) == [
-        f"1 weights of the model are missing, such as {first}",
-        f"1 weights have another shape than the model's, such as {second}",
-        "1 weights are no part of the model, such as unknown.weight",
+        f"the files lack 1 tensor of the model, such as {first}",
+        f"the files hold 1 tensor of another shape than the model's, such as {second}",
+        "the files hold 1 tensor that the model has not, such as unknown.weight",
     ]
 
 

@@ -156,8 +156,8 @@ def test_llava_file_with_pictures_in_a_folder(pair, tmp_path, monkeypatch):
         ([{"role": "robot", "content": "x"}, CHAT[1]], 0, "a message has a role"),
         ([{"role": "user", "content": None}, CHAT[1]], 0, "a message has a role"),
         ([{"role": "user", "content": [{"type": "video"}]}, CHAT[1]], 0, "a part of a message"),
-        (LLAVA, 2, "2 pictures, and 1 places"),
-        (LLAVA, 0, "0 pictures, and 1 places"),
+        (LLAVA, 2, "2 pictures, and 1 place "),
+        (LLAVA, 0, "0 pictures, and 1 place "),
         (CHAT[1:], 1, "nothing is said by a user"),
     ],
 )
@@ -253,7 +253,7 @@ def test_pictures_after_the_cut_are_left_out(pair):
     cut = read(pair, rows, max_length=start_of_second)[0]
     assert len(cut["input_ids"]) == start_of_second and cut["pixel_values"].shape == (1, 3, 32, 32)
     np.testing.assert_array_equal(cut["pixel_values"], whole["pixel_values"][:1])
-    with pytest.raises(ValueError, match="none of 1 conversations"):
+    with pytest.raises(ValueError, match="none of 1 conversation has an answer"):
         read(pair, rows, max_length=start_of_second + 3)
 
 

@@ -82,6 +82,7 @@ def generate(
     """
     settings = sampling_settings(negative_prompt, guidance_scale, top_k, top_p, temperature)
 
+    from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_grid
     from transformers_tokenflow.commands.generation import draw_prompts, draw_steps, load_painter, load_scorer
     from transformers_tokenflow.commands.pictures import FileNames
@@ -107,7 +108,7 @@ def generate(
         sheet.parent.mkdir(parents=True, exist_ok=True)
         draw_steps(drawn, painter).save(sheet)
     facts = {"output": output, "seed": seed, "pictures": written, "grid": grid, "sheet": sheet}
-    show(as_json, facts, f"{len(drawn)} pictures are in {output}; the first one's seed is {seed}")
+    show(as_json, facts, f"{output} got {counted(len(drawn), 'picture')}; the first one's seed is {seed}")
 
 
 def describe(

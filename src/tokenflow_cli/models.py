@@ -123,6 +123,7 @@ def publish(
 
     tokenflow publish runs/tiny user/name --private
     """
+    from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.publishing import is_repository, publish_folder
 
     if not is_repository(repository):
@@ -138,10 +139,9 @@ def publish(
         show(as_json, facts)
         for problem in result.problems:
             say(f"  {problem}")
-        count = len(result.problems)
-        fail(f"nothing was uploaded: {count} problem{'s' * (count > 1)} with {folder}")
+        fail(f"nothing was uploaded: {counted(len(result.problems), 'problem')} with {folder}")
     if dry_run:
-        say(f"nothing is wrong: {result.files} files, {result.size / 1e6:,.1f} MB, would be uploaded")
+        say(f"nothing is wrong: {counted(result.files, 'file')}, {result.size / 1e6:,.1f} MB, would be uploaded")
     show(as_json, facts, result.url)
 
 

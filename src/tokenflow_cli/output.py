@@ -71,6 +71,8 @@ def is_main_process() -> bool:
 def report_failures(failures: dict[str, str]) -> None:
     """List the pictures that could not be read."""
     if failures:
-        say(f"warning: {len(failures)} could not be read and were left out:")
+        from transformers_tokenflow.commands import counted
+
+        say(f"warning: left out {counted(len(failures), 'picture')} that could not be read:")
     for path, reason in failures.items():
         say(f"  {path}: {reason}")

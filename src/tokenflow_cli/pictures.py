@@ -48,6 +48,7 @@ def reconstruct(
 
     tokenflow reconstruct photos/ --model tokenflow-xl --sheet sheet.png
     """
+    from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
     from transformers_tokenflow.commands.pictures import FileNames
     from transformers_tokenflow.commands.reconstruction import reconstruct_pictures
@@ -82,7 +83,7 @@ def reconstruct(
         "sheet": sheet,
         "failures": failures,
     }
-    show(as_json, facts, psnr_table(psnrs), f"{len(psnrs)} reconstructions are in {output}")
+    show(as_json, facts, psnr_table(psnrs), f"{output} got {counted(len(psnrs), 'reconstruction')}")
 
 
 def psnr_table(psnrs: dict[str, float]) -> Table:
@@ -133,6 +134,7 @@ def encode(
 
     tokenflow encode train-0.parquet train-1.parquet codes.parquet --keep license
     """
+    from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.encoding import encode_pictures
     from transformers_tokenflow.commands.processes import launched_processes
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
@@ -156,8 +158,9 @@ def encode(
         "tokens_per_picture": tokens,
         "failures": report.failures,
     }
-    before = f", and had {report.done_before} before" if report.done_before else ""
-    show(as_json, facts, f"{codes} got {report.encoded} pictures of {tokens} tokens{before}")
+    before = f", and had {report.done_before:,} before" if report.done_before else ""
+    got = f"{counted(report.encoded, 'picture')} of {counted(tokens, 'token')}"
+    show(as_json, facts, f"{codes} got {got}{before}")
 
 
 def decode(
@@ -180,13 +183,14 @@ def decode(
 
     tokenflow decode codes.parquet pictures/ --model tokenflow-xl --device cuda --dtype bfloat16
     """
+    from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.encoding import decode_pictures
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(model, device, dtype.value)
     with progress_bar("decoding") as advance:
         count = decode_pictures(codes, folder, tokenizer, batch_size, advance)
-    show(as_json, {"folder": folder, "pictures": count}, f"{count} pictures are in {folder}")
+    show(as_json, {"folder": folder, "pictures": count}, f"{folder} got {counted(count, 'picture')}")
 
 
 def cluster(

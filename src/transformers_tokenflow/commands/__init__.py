@@ -6,6 +6,11 @@ class CommandError(Exception):
     """Something that the user can put right: the command line shows its message and no traceback."""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 picture", "2 pictures"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

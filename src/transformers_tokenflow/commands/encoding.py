@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..quantization_tokenflow import prefix_lengths
-from . import CommandError
+from . import CommandError, counted
 from .code_files import CodeWriter, open_codes, read_description, read_in_batches
 from .pictures import FileNames, PictureBatch, read_batches
 from .processes import ALONE, Processes
@@ -193,7 +193,9 @@ def read_rows(
             name = f"row {number} of {source}"
             codes = row["codes"] or []
             if len(codes) not in lengths:
-                raise CommandError(f"{name} has {len(codes)} codes; {tokenizer.name} decodes {_list(lengths)}")
+                raise CommandError(
+                    f"{name} has {counted(len(codes), 'code')}; {tokenizer.name} decodes {_list(lengths)}"
+                )
             if None in codes or not 0 <= min(codes) <= max(codes) < size:
                 raise CommandError(f"{name} has codes outside [0, {size}), which {tokenizer.name} does not know")
             path = row.get("path")

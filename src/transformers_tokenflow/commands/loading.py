@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
-from . import CommandError, one_line
+from . import CommandError, counted, one_line
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 HUB_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -116,7 +116,9 @@ def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]
     except Exception as error:  # missing, damaged or foreign weights each fail in a way of their own
         raise CommandError(f"the model {name} can't be loaded: {one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
-        raise CommandError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
+        raise CommandError(
+            f"the weights of {name} are incomplete: {counted(len(missing), 'tensor')} missing, such as {missing[0]}"
+        )
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise CommandError(f"the weights of {name} are damaged, or too large for {dtype}: {key} is not finite")

@@ -19,7 +19,7 @@ from ..publishing import (
     files_to_publish,
     upload_model,
 )
-from . import CommandError
+from . import CommandError, counted
 from .loading import load_config
 
 
@@ -92,7 +92,7 @@ def publish_folder(
     result.files, result.size = len(names), sum((folder / name).stat().st_size for name in names)
     if dry_run:
         return result
-    report(f"uploading {result.files} files, {result.size / 1e6:,.1f} MB, but for what is there already")
+    report(f"uploading {counted(result.files, 'file')}, {result.size / 1e6:,.1f} MB, but for what is there already")
     if not shows_progress:
         disable_progress_bars()
     try:

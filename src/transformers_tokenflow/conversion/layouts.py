@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from ..commands import counted
 from .checkpoints import Checkpoint, StateDict
 
 Renames = Sequence[tuple[str, str]]
@@ -117,7 +118,9 @@ class ConvertedStateDict(Mapping[str, torch.Tensor]):
                 problems.add(f"{got} can't become {name} of shape {tuple(shape)}")
         problems.update(f"left over {key}" for key in self._state_dict if key not in used)
         if problems:
-            raise ValueError(f"the checkpoint does not fit, {len(problems)} problems: {'; '.join(sorted(problems))}")
+            raise ValueError(
+                f"the checkpoint does not fit, {counted(len(problems), 'problem')}: {'; '.join(sorted(problems))}"
+            )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         keys = self._keys[name]

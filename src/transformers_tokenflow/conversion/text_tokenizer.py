@@ -10,6 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from ..commands import counted
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 VISUAL_TOKEN = re.compile(r"<vq_token_\d+>")
 PAD_TOKEN = "[PAD]"
@@ -43,8 +45,8 @@ def load_text_tokenizer(name: str, vocab_size: int, pad_token: str | None = PAD_
     beyond = [token for token, index in tokenizer.get_vocab().items() if index >= vocab_size]
     if others := sorted(token for token in beyond if not VISUAL_TOKEN.fullmatch(token)):
         raise ValueError(
-            f"the text tokenizer of {name} has {len(others)} tokens beyond the model's vocabulary of {vocab_size}: "
-            f"{', '.join(others[:3])}"
+            f"the text tokenizer of {name} has {counted(len(others), 'token')} beyond the model's vocabulary of "
+            f"{vocab_size}: {', '.join(others[:3])}"
         )
     if beyond:
         tokenizer = without_tokens(tokenizer, set(beyond))

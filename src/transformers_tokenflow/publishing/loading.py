@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..commands import counted
+
 SCRIPT = Path(__file__).with_name("clean_process.py")
 KEYS = {
-    "missing_keys": "weights of the model are missing",
-    "mismatched_keys": "weights have another shape than the model's",
-    "unexpected_keys": "weights are no part of the model",
+    "missing_keys": "the files lack {} of the model",
+    "mismatched_keys": "the files hold {} of another shape than the model's",
+    "unexpected_keys": "the files hold {} that the model has not",
 }
 
 
@@ -49,5 +51,9 @@ def clean_environment(temporary: str) -> dict[str, str]:
 
 def read_report(report: dict[str, Any]) -> list[str]:
     """What a clean process found, as sentences."""
-    problems = [f"{len(report[kind])} {what}, such as {report[kind][0]}" for kind, what in KEYS.items() if report[kind]]
+    problems = [
+        f"{what.format(counted(len(report[kind]), 'tensor'))}, such as {report[kind][0]}"
+        for kind, what in KEYS.items()
+        if report[kind]
+    ]
     return problems + [f"{name} was not loaded from the folder's code" for name in report["foreign"]]

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from .. import __version__
 from ..card_tokenflow import as_list, combine_cards, make_model_card
+from ..commands import counted
 from ..push_tokenflow import CARD, find_base_model, read_card, read_uploaded_card
 
 # Names of what reads data, which say nothing of the data.
@@ -90,7 +91,7 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
     rows = {
         "trainer": type(trainer).__name__,
         "data": ", ".join(data) or describe_data(trainer.train_dataset),
-        "steps": f"{trainer.state.global_step:,} of {examples} examples",
+        "steps": f"{trainer.state.global_step:,} of {counted(examples, 'example')}",
         "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
         "learning rate": f"{args.learning_rate:g}, {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}",
         "precision": precision,
@@ -107,7 +108,7 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
 
 def describe_data(dataset: Any) -> str:
     """The name that a dataset has, or what it wraps, and its number of examples; nothing where neither is known."""
-    count = f"{len(dataset):,} examples" if isinstance(dataset, Sized) else ""
+    count = counted(len(dataset), "example") if isinstance(dataset, Sized) else ""
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     name = getattr(getattr(dataset, "info", None), "dataset_name", None)

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 from transformers.utils import logging
 
+from ..commands import counted
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from .conversation_rows import Messages, RowReader, count_places, naming_row, undecoded
 from .data import SeededDataset
@@ -170,7 +171,9 @@ class ConversationDataset(BaseConversationDataset):
                 "within a picture, or before an answer"
             )
         if len(encoded) == 0:
-            raise ValueError(f"none of {len(self.rows)} conversations has an answer within {encoder.max_length} tokens")
+            raise ValueError(
+                f"none of {counted(len(self.rows), 'conversation')} has an answer within {encoder.max_length} tokens"
+            )
         self.lengths: list[int] = encoded["length"][:]
         self.encoded = encoded.with_format("numpy")
 

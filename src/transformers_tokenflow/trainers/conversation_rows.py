@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..commands import counted
 from ..configuration_tokenflow import TokenFlowConfig
 from .code_data import one_row
 
@@ -59,7 +60,7 @@ def read_messages(turns: Any, image_token: str, num_pictures: int) -> Messages:
             raise ValueError(f"nothing is said by a user, before which pictures could be: {turns!r:.200}")
         first["content"] = [PLACE] * num_pictures + as_parts(first["content"])
     elif places != num_pictures:
-        raise ValueError(f"{num_pictures} pictures, and {places} places for them: {turns!r:.200}")
+        raise ValueError(f"{counted(num_pictures, 'picture')}, and {counted(places, 'place')} for them: {turns!r:.200}")
     return messages
 
 

@@ -15,6 +15,8 @@ import fsspec.asyn
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from ..commands import counted
+
 logger = logging.get_logger(__name__)
 
 # A dataset of more files is read in as many groups of them. To pick one out takes `datasets` 5 microseconds for every
@@ -234,8 +236,8 @@ class ExampleStream(IterableDataset):
         """
         if state["num_shards"] != self.num_shards:
             raise ValueError(
-                f"the data come in {self.num_shards} shards, and came in {state['num_shards']} when the checkpoint was "
-                "written: `ignore_data_skip` begins with them anew"
+                f"the data come in {counted(self.num_shards, 'shard')}, and came in {state['num_shards']} when the "
+                "checkpoint was written: `ignore_data_skip` begins with them anew"
             )
         readers = state["readers"]
         self.starts = readers if len(readers) == self.num_readers else redistribute(readers, self.num_readers)
