@@ -656,8 +656,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": 0.0}, "temperature"),
     "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
     "schedule": ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
-    "no negative prompt": ({"negative_prompt_ids": None}, "guidance needs negative_prompt_ids"),
+    "no negative prompt": (
+        {"negative_prompt_ids": None},
+        r"guidance needs negative_prompt_ids: .*prepare_generation\(text\)",
+    ),
     "negative prompts": ({"negative_prompt_ids": NEGATIVE.expand(3, -1)}, "3 negative prompts for 2 prompts"),
+    "negative prompts as lists": ({"negative_prompt_ids": [[1, 2]]}, r"prepare_generation\(text\).* got list"),
     "empty negative prompt": ({"negative_prompt_ids": NEGATIVE[None, :0]}, "prompt has no tokens"),
     "seeds": ({"seed": [1, 2, 3]}, "a seed for each of 2 prompts; got 3"),
     "generators": ({"generator": [torch.Generator()] * 3}, "a generator for each of 2 pictures; got 3"),
@@ -694,6 +698,8 @@ def test_clear_errors(case: str):
 
 def test_prompts_that_can_not_be():
     generate = functools.partial(tiny().generate, guidance_scale=0.0)
+    with pytest.raises(ValueError, match=r"expected input_ids as a tensor .*prepare_generation\(text\).* got list"):
+        generate([[5, 6]])
     for input_ids in (torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 4, dtype=torch.long)):
         with pytest.raises(ValueError, match="prompt has no tokens"):
             generate(input_ids)

@@ -76,8 +76,13 @@ def left_aligned(
         ids and mask, both (B, length of the longest prompt).
 
     Raises:
-        ValueError: the shapes differ, or a prompt has no tokens.
+        ValueError: the ids are no tensor, the shapes differ, or a prompt has no tokens.
     """
+    if not isinstance(input_ids, torch.Tensor):
+        raise ValueError(
+            "expected input_ids as a tensor (batch, length), which `processor.prepare_generation(text)` makes, and "
+            f"`processor(text=text)` with return_tensors='pt'; got {type(input_ids).__name__}"
+        )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
@@ -227,7 +232,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         sampling = Sampling.from_config(config)
         check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
 
-        input_ids, attention_mask = left_aligned(input_ids.to(self._execution_device), attention_mask)
+        prompts = left_aligned(input_ids, attention_mask)
+        input_ids, attention_mask = (part.to(self._execution_device) for part in prompts)
         num_prompts, per_prompt = len(input_ids), num_images_per_prompt * best_of
         generators = make_generators(seed, generator, num_prompts, num_images_per_prompt)
         generators = more_generators(generators, best_of)
@@ -305,8 +311,12 @@ class NextScaleGenerationMixin(GenerationMixin):
         if not is_guided:
             return input_ids, attention_mask, rows
         if negative_prompt_ids is None:
-            raise ValueError("guidance needs negative_prompt_ids, an empty prompt's for one; or pass guidance_scale=0")
-        negative_ids, negative_mask = left_aligned(negative_prompt_ids.to(input_ids.device), negative_attention_mask)
+            raise ValueError(
+                "guidance needs negative_prompt_ids: `generate(**processor.prepare_generation(text))` has them, of the "
+                "processor's negative prompt; or pass guidance_scale=0"
+            )
+        negative_prompts = left_aligned(negative_prompt_ids, negative_attention_mask)
+        negative_ids, negative_mask = (part.to(input_ids.device) for part in negative_prompts)
         if len(negative_ids) not in (1, len(input_ids)):
             raise ValueError(f"{len(negative_ids)} negative prompts for {len(input_ids)} prompts: pass one, or as many")
         negative = rows if len(negative_ids) > 1 else torch.zeros_like(rows)
