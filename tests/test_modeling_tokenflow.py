@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
@@ -14,10 +15,10 @@ from model_checks import assert_same_tensors, tensors
 from safetensors import safe_open
 from tiny_models import ALL_KINDS, pictures, teacher_features, tiny_config, tiny_model
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transformers_tokenflow import TokenFlowConfig, TokenFlowModel
+from transformers_tokenflow import TokenFlowConfig, TokenFlowImageProcessor, TokenFlowModel
 from transformers_tokenflow.modeling_tokenflow import resize_pixels, semantic_loss
 
 every_kind = pytest.mark.parametrize("kind", ALL_KINDS)
@@ -451,6 +452,15 @@ def test_tuples_are_the_same_as_dictionaries(kind: str):
     assert isinstance(values, tuple) and len(values) == len(output)
     assert all(torch.equal(value, expected) for value, expected in zip(values, output.values(), strict=True))
     assert all(value is not None for value in output.values())
+
+
+def test_the_pipeline_for_features_gives_quantised_ones():
+    model, processor = tiny_model(), TokenFlowImageProcessor(size={"shortest_edge": 32})
+    extract = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
+    picture = PIL.Image.new("RGB", (40, 40), "red")
+    with torch.no_grad():
+        expected = model.encode(**processor(images=picture, return_tensors="pt")).quantized
+    assert torch.equal(extract(picture, return_tensors=True), expected)
 
 
 @pytest.mark.parametrize("kind", WITH_ATTENTION)

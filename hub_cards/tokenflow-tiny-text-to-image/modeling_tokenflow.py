@@ -59,14 +59,15 @@ class TokenFlowOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, with `return_loss=True`):
             Sum of the parts below. Perceptual and adversarial losses are added by [`TokenFlowTrainer`].
+        quantized (`torch.FloatTensor` of shape `(B, d_sem + d_pix, h, w)`):
+            The quantised features, through which gradients pass straight. They come first since
+            `pipeline("image-feature-extraction")` returns what does.
         pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`):
             Reconstructed pixels.
         semantic_features (`torch.FloatTensor` of shape `(B, h·w, d_teacher)`):
             Reconstructed features of the teacher.
         codes (`torch.LongTensor` of shape `(B, L)`):
             The image's tokens.
-        quantized (`torch.FloatTensor` of shape `(B, d_sem + d_pix, h, w)`):
-            The quantised features, through which gradients pass straight.
         pixel_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean squared error of the pixels.
         codebook_loss, commitment_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
@@ -76,10 +77,10 @@ class TokenFlowOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
     pixel_values: torch.Tensor | None = None
     semantic_features: torch.Tensor | None = None
     codes: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
     pixel_loss: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
@@ -344,10 +345,10 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
                 losses["semantic_loss"] = semantic_loss(decoded.semantic_features, teacher_features)
         return TokenFlowOutput(
             loss=sum_losses(losses) if return_loss else None,
+            quantized=quantizer_output.quantized,
             pixel_values=decoded.pixel_values,
             semantic_features=decoded.semantic_features,
             codes=quantizer_output.codes,
-            quantized=quantizer_output.quantized,
             **losses,
         )
 
