@@ -1,5 +1,6 @@
 """The blocks of README and docs run as they stand, but for those marked `no-run`; trainings take two steps."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
+SHORT_TRAINING = [
+    "--set=training.max_steps=2",
+    "--set=training.per_device_train_batch_size=2",
+    "--set=training.bf16=no",
+]
 OTHER_PAGES = ["docs/sampling.md", "docs/evaluation.md", "docs/how-it-works.md"]
 
 
@@ -34,7 +40,7 @@ def run(page: str, language: str, code: str, names: dict[str, Any]) -> None:
         exec(compile(re.sub(r"\bmax_steps=\d+", "max_steps=2", code), page, "exec"), names)
     else:
         for command in commands(code):
-            run_command(command)
+            run_command(command + SHORT_TRAINING if command[:2] == ["tokenflow", "train"] else command)
 
 
 def commands(code: str) -> Iterator[list[str]]:
@@ -55,10 +61,23 @@ def run_command(words: list[str]) -> None:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what pages read, in which they may write."""
-    for name in ("demo", "hub_cards", "tests"):
+    for name in ("demo", "hub_cards", "tests", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
+    collect_pictures(tmp_path / "my" / "pictures")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def collect_pictures(folder: Path) -> None:
+    """The reader's own pictures and captions, as many as the small tokenizer's codebook needs to begin with."""
+    folder.mkdir(parents=True)
+    lines = []
+    for path in [*ROOT.glob("demo/pictures/*.[jp]*g"), *ROOT.glob("tests/fixtures/pictures/*.png")]:
+        for copy in range(3):
+            name = f"{copy}-{path.name}"
+            (folder / name).symlink_to(path)
+            lines.append(json.dumps({"file_name": name, "text": path.stem.replace("-", " ")}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize("code", [code for _, code in blocks("README.md")], ids=lambda code: code.split("\n")[-2][:40])
