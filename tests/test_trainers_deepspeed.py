@@ -12,7 +12,7 @@ from faults import needs_fork
 from launched import run_launched
 from safetensors.torch import load_file
 from test_accelerate_configs import launch_environment
-from test_trainers_distributed import KINDS, OTHERS, assert_same_results, results, run
+from test_trainers_distributed import KINDS, OTHERS, assert_same_adapters, assert_same_results, results, run
 
 pytestmark = [
     needs_fork,
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(params=[2, 3])
 def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """What `accelerate launch` sets for a file of training/accelerate; without bf16, which would round what is compared."""
+    """What `accelerate launch` sets for a file of training/accelerate, but for bf16, which would blur comparisons."""
     for name, value in launch_environment(f"zero{request.param}").items():
         if name not in os.environ:
             monkeypatch.setenv(name, value)
@@ -53,6 +53,14 @@ def test_two_processes_equal_one(kind: str, stage: int, tmp_path: Path):
     loaded = KINDS[kind][1].from_pretrained(tmp_path / "two").state_dict()
     for name, tensor in load_file(tmp_path / "one" / "model.safetensors").items():
         torch.testing.assert_close(loaded[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_adapters_equal_those_of_one_process(kind: str, stage: int, tmp_path: Path):
+    run_alone(kind, tmp_path / "one", lora_rank=2)
+    run_launched(lambda: run(kind, tmp_path / "two", per_device_train_batch_size=2, lora_rank=2), 2)
+    assert_same_results(results(tmp_path / "two"), results(tmp_path / "one"))
+    assert_same_adapters(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -175,6 +175,24 @@ def test_sharded_training_equals_one_process(kind: str, tmp_path: Path, monkeypa
     assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "two" / "config.json").read_text()
 
 
+def assert_same_adapters(got: Path, expected: Path) -> None:
+    adapters = load_file(got / "adapter_model.safetensors")
+    others = load_file(expected / "adapter_model.safetensors")
+    assert adapters.keys() == others.keys()
+    for name, tensor in others.items():
+        torch.testing.assert_close(adapters[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_sharded_adapters_equal_those_of_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(kind, tmp_path / "one", per_device_train_batch_size=4, lora_rank=2)
+    shard_on_cpus(monkeypatch)
+    run_launched(lambda: run(kind, tmp_path / "two", per_device_train_batch_size=2, lora_rank=2), 2)
+    assert_same_results(results(tmp_path / "two"), results(tmp_path / "one"))
+    assert_same_adapters(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_sharded_in_mixed_precision(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
