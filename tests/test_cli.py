@@ -485,6 +485,8 @@ class TestConvert:
         torch.save({"model": {"weight": torch.zeros(1)}}, garbage)
         assert "no official TokenFlow tokenizer" in fail("convert", garbage, tmp_path / "model")
         assert "num_heads" in fail("convert", checkpoint, tmp_path / "model", "--set", "num_heads=4")
+        tiny_model("clip").save_pretrained(tmp_path / "ours")
+        assert "needs no conversion: it is a tokenizer" in fail("convert", tmp_path / "ours", tmp_path / "model")
         assert not (tmp_path / "model").exists()
         assert run("convert", checkpoint, garbage).exit_code == 2
 

@@ -129,6 +129,8 @@ def plan_conversion(
     checkpoint: Path, tokenizer: Path | None, text_tokenizer: str | None, overrides: dict[str, Any]
 ) -> Plan:
     """The conversion of whatever model the checkpoint is."""
+    if what := WHAT.get(read_official_config(checkpoint).get("model_type", "")):
+        raise CommandError(f"{checkpoint} needs no conversion: it is {what} of this package, ready to be loaded")
     source = open_checkpoint(checkpoint)
     if is_text_to_image(source):
         return plan_generator(source, checkpoint, tokenizer, text_tokenizer, overrides)
