@@ -17,7 +17,7 @@ from training.export_tiny import folder_size, read_training, save_half, write_ca
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowPipeline
 from transformers_tokenflow.generation_tokenflow import default_generation_config
 
-# What draws best with this model: it has seen too little for further passes, which feed a scale's own codes, to help.
+# What draws best with this model: further passes feed a scale's own codes, which it was never shown.
 SAMPLING = {"guidance_scale": 1.5, "top_k": [1200], "top_p": [0.3]}
 CARD_PROMPTS = [
     "a red apple",
