@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Faults to inject: processes that are killed, and disks that are full."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+# Seconds after which a child shows where it hangs and ends, before pytest's timeout would end its parent.
+HANGING = 200
 # Two quick ones, and those that come to 20.
 SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
 
@@ -26,6 +29,7 @@ def fork(function: Callable[[], Any]) -> int:
     if child:
         return child
     status = 1
+    faulthandler.dump_traceback_later(HANGING, exit=True, file=sys.__stderr__)
     try:
         torch.set_num_threads(1)
         function()

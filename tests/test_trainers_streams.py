@@ -255,8 +255,11 @@ def test_two_processes_with_two_workers_see_each_example_once(shards: int, tmp_p
 
 
 def questions_in_shards(folder: Path) -> datasets.IterableDataset:
+    """Three shards, which are made once."""
     for shard in range(3):
-        question_rows(16).shard(3, shard).to_parquet(folder / f"questions-{shard}.parquet")
+        path = folder / f"questions-{shard}.parquet"
+        if not path.exists():
+            question_rows(16).shard(3, shard).to_parquet(path)
     files = {"train": str(folder / "questions-*.parquet")}
     return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
 
@@ -332,6 +335,7 @@ def test_a_truncated_picture_is_skipped_and_counted(tmp_path: Path, caplog: pyte
 def test_two_processes_go_on_and_count_together(tmp_path: Path):
     """Batches of the processes differ in length here, which accelerate would not dispatch."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    questions_in_shards(tmp_path)  # or one process would read what the other is about to write
 
     def train(folder: Path, checkpoint: str | None = None) -> None:
         trainer = make_trainer("understanding", tmp_path, folder)
