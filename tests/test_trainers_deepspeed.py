@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Trainers of language models under DeepSpeed's ZeRO, on CPUs: `pip install deepspeed` to run these."""
+"""Trainers of language models under DeepSpeed's ZeRO, on CPUs: `pip install deepspeed einops` to run these."""
 
 import importlib.util
 import os
@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from faults import needs_fork
 from launched import run_launched
 from safetensors.torch import load_file
 from test_accelerate_configs import launch_environment
-from test_trainers_distributed import KINDS, OTHERS, assert_same_adapters, assert_same_results, results, run
+from test_trainers_distributed import (
+    KINDS,
+    OTHERS,
+    assert_close_tensors,
+    assert_same_adapters,
+    assert_same_results,
+    results,
+    run,
+)
 
 pytestmark = [
     needs_fork,
@@ -51,8 +58,7 @@ def test_two_processes_equal_one(kind: str, stage: int, tmp_path: Path):
     assert two["is_deepspeed"] and not one["is_deepspeed"]
     assert_same_results(two, one)
     loaded = KINDS[kind][1].from_pretrained(tmp_path / "two").state_dict()
-    for name, tensor in load_file(tmp_path / "one" / "model.safetensors").items():
-        torch.testing.assert_close(loaded[name], tensor, atol=1e-5, rtol=1e-4)
+    assert_close_tensors(loaded, load_file(tmp_path / "one" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("kind", OTHERS)

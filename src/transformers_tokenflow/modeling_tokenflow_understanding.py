@@ -217,8 +217,8 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         Distributed training wants the same modules used in the same order by every process, those with text alone too.
         """
         number = self.config.tokenizer_config.num_image_tokens
-        codes = torch.zeros(len(inputs_embeds), number, dtype=torch.long, device=inputs_embeds.device)
-        features = self._read_codes(codes)[:, :0, : self.config.feature_dim]
+        codes = torch.zeros(1, number, dtype=torch.long, device=inputs_embeds.device)
+        features = self._read_codes(codes)[:, :0, : self.config.feature_dim].expand(len(inputs_embeds), -1, -1)
         return self.projector(features).to(inputs_embeds.dtype)
 
     @can_return_tuple

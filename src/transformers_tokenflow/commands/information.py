@@ -17,8 +17,8 @@ from transformers import AutoModel, PreTrainedConfig
 from ..card_tokenflow import count_in_words, describe_config, fact_rows
 from ..configuration_tokenflow import PRESETS, TokenFlowConfig
 from ..push_tokenflow import read_card
-from . import CommandError, counted, one_line
-from .loading import load_config
+from . import CommandError, one_line
+from .loading import check_complete, load_config
 
 # Modules of which other parts are parts; these are named with what is in them.
 CONTAINERS = ("model", "language_model")
@@ -134,10 +134,7 @@ def read_tensors(name: str) -> dict[str, tuple[str, int]]:
         for file in metadata.files_metadata.values()
         for tensor, info in file.tensors.items()
     }
-    if missing := sorted(metadata.weight_map.keys() - found.keys()):
-        raise CommandError(
-            f"the weights of {name} are incomplete: {counted(len(missing), 'tensor')} missing, such as {missing[0]}"
-        )
+    check_complete(name, metadata.weight_map.keys() - found.keys())
     return found
 
 

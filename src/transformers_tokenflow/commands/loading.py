@@ -2,6 +2,7 @@
 """What every command does to load its model: finds the device, checks the configuration, reads all weights."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def load_config(name: str) -> PreTrainedConfig:
         raise CommandError(f"the configuration of {name} is no valid one: {one_line(error)}") from error
 
 
+def check_complete(name: str, missing: Iterable[str]) -> None:
+    """
+    Raises:
+        CommandError: there are names of tensors that the weights of a model lack.
+    """
+    if names := sorted(missing):
+        raise CommandError(
+            f"the weights of {name} are incomplete: {counted(len(names), 'tensor')} missing, such as {names[0]}"
+        )
+
+
 def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """Load the weights, all of them and finite, or raise a CommandError."""
     try:
@@ -115,10 +127,7 @@ def load_model(name: str, dtype: torch.dtype, model_class: type[PreTrainedModel]
         raise CommandError(f"{where} is damaged: {one_line(error)}") from error
     except Exception as error:  # missing, damaged or foreign weights each fail in a way of their own
         raise CommandError(f"the model {name} can't be loaded: {one_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise CommandError(
-            f"the weights of {name} are incomplete: {counted(len(missing), 'tensor')} missing, such as {missing[0]}"
-        )
+    check_complete(name, report["missing_keys"])
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise CommandError(f"the weights of {name} are damaged, or too large for {dtype}: {key} is not finite")
