@@ -4,14 +4,16 @@ Test the package with the oldest and the newest of what it works with, on every 
 
 Each combination has an environment of its own in .venv/compat. "oldest" installs the lowest versions that
 pyproject.toml allows (of wheels: not every floor has one for every Python), "newest" what pip would install today.
-CI runs `--quick` in one of each.
+CI runs `--quick --lean` in one of each.
 """
 
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".venv" / "compat"
 UV = Path(sys.executable).with_name("uv")
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
+OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 COMBINATIONS = tuple(f"{age}-{python}" for python in PYTHONS for age in RESOLUTIONS)
 EXTRAS = ("diffusers", "torchvision", "vitamin")
+# With their libraries for CUDA these are nearly all of an environment.
+LARGE = ("torch", "torchvision")
 # Of any version: they are no part of the package.
 TEST_PACKAGES = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 REPORTED = ("torch", "transformers", "diffusers", "huggingface_hub", "numpy", "pillow")
@@ -58,9 +63,23 @@ def environment_variables() -> dict[str, str]:
     return {**kept, "PATH": os.pathsep.join([*folders, os.environ["PATH"]])}
 
 
-def install(name: str) -> Path:
+def share_packages(folder: Path, names: Iterable[str]) -> list[str | Path]:
     """
-    Make the environment of a combination, or bring it up to date.
+    Let an environment find in .venv, of the same Python, what is not its own.
+
+    Returns:
+        Arguments of uv that leave the named packages to .venv.
+    """
+    packages = folder / "lib" / f"python{OWN_PYTHON}" / "site-packages"
+    (packages / "packages-of-venv.pth").write_text(sysconfig.get_path("purelib"))
+    excludes = folder / "packages-of-venv.txt"
+    excludes.write_text("\n".join(names))
+    return ["--excludes", excludes]
+
+
+def install(name: str, lean: bool) -> Path:
+    """
+    Make the environment of a combination, or bring it up to date; a lean one of the newest has its torch from .venv.
 
     Returns:
         Its Python.
@@ -75,12 +94,16 @@ def install(name: str) -> Path:
         made = subprocess.run([UV, "venv", "--quiet", "--python", python, folder], env=variables, check=False)
         if made.returncode:
             raise NoPython(python)
-    # uv's cache has a copy for each Python all the same, and would outlast the environments.
+    # uv's cache has a copy for each Python all the same, and would outlast the environments. What it unpacks on the way
+    # lies beside them, so that it is moved into place and not copied.
+    variables["TMPDIR"] = str(ENVIRONMENTS)
     to_install = [UV, "pip", "install", "--quiet", "--no-cache", "--python", interpreter]
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     resolution = ["--resolution", RESOLUTIONS[age], "--upgrade", "--no-build"]
-    subprocess.run([*to_install, *resolution, "-r", "pyproject.toml", *extras], cwd=ROOT, env=variables, check=True)
-    subprocess.run([*to_install, *TEST_PACKAGES], cwd=ROOT, env=variables, check=True)
+    shared = share_packages(folder, LARGE) if lean and age == "newest" else []
+    packages = ["-r", "pyproject.toml", *extras]
+    subprocess.run([*to_install, *resolution, *shared, *packages], cwd=ROOT, env=variables, check=True)
+    subprocess.run([*to_install, *shared, *TEST_PACKAGES], cwd=ROOT, env=variables, check=True)
     return interpreter
 
 
@@ -90,9 +113,9 @@ def versions(interpreter: Path) -> str:
     return subprocess.check_output([interpreter, "-c", script], text=True).strip()
 
 
-def check(name: str, tests: Iterable[str], pytest_arguments: list[str]) -> tuple[bool, str]:
+def check(name: str, tests: Iterable[str], pytest_arguments: list[str], lean: bool) -> tuple[bool, str]:
     """
-    Install a combination and run tests in it.
+    Install a combination and run tests in it; a lean one is removed afterwards.
 
     Returns:
         Whether nothing failed, and a line that says so with the versions and the seconds that both took.
@@ -100,7 +123,7 @@ def check(name: str, tests: Iterable[str], pytest_arguments: list[str]) -> tuple
     print(f"== {name}", flush=True)
     started = time.monotonic()
     try:
-        interpreter = install(name)
+        interpreter = install(name, lean)
     except NoPython as missing:
         return True, f"{name}: skipped, no Python {missing} here"
     except subprocess.CalledProcessError:
@@ -109,7 +132,10 @@ def check(name: str, tests: Iterable[str], pytest_arguments: list[str]) -> tuple
     pytest = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests, *pytest_arguments]
     passed = subprocess.run(pytest, cwd=ROOT, env=environment_variables(), check=False).returncode == 0
     seconds = f"{installed - started:.0f} s to install, {time.monotonic() - installed:.0f} s to test"
-    return passed, f"{name}: {'passed' if passed else 'FAILED'} ({seconds}) with {versions(interpreter)}"
+    line = f"{name}: {'passed' if passed else 'FAILED'} ({seconds}) with {versions(interpreter)}"
+    if lean:
+        shutil.rmtree(ENVIRONMENTS / name)
+    return passed, line
 
 
 def main() -> None:
@@ -117,12 +143,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("combinations", nargs="*", help=f"of {', '.join(COMBINATIONS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="only tests of remote code, processors and pipelines")
+    parser.add_argument("--lean", action="store_true", help="take torch from .venv for newest, and keep no environment")
     parser.add_argument("--pytest", default="", metavar="ARGUMENTS", help="further arguments of pytest")
     arguments = parser.parse_args()
-    if unknown := set(arguments.combinations) - set(COMBINATIONS):
+    names = arguments.combinations or COMBINATIONS
+    if unknown := set(names) - set(COMBINATIONS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(COMBINATIONS)}")
+    if arguments.lean and any(name.startswith("newest") and not name.endswith(OWN_PYTHON) for name in names):
+        parser.error(f"--lean: .venv has Python {OWN_PYTHON}, and no other can take its torch")
     tests, pytest_arguments = QUICK_TESTS if arguments.quick else TESTS, shlex.split(arguments.pytest)
-    results = [check(name, tests, pytest_arguments) for name in arguments.combinations or COMBINATIONS]
+    results = [check(name, tests, pytest_arguments, arguments.lean) for name in names]
     print("== summary", *(line for _, line in results), sep="\n")
     sys.exit(0 if all(passed for passed, _ in results) else 1)
 
