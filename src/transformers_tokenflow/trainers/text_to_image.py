@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
 from ..quantization_tokenflow import prefix_lengths
+from ..sampling_tokenflow import sample
 from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer
 from .code_data import CaptionTransform, TextToImageCollator, captioned
@@ -152,7 +153,8 @@ class TextToImageTrainer(BaseTrainer):
         with self.accelerator.autocast():
             logits = model(**inputs).logits
         labels = inputs["labels"]
-        drawn = logits.flatten(0, 1).float().softmax(dim=-1).multinomial(1).view_as(labels)
+        uniform = torch.rand(labels.shape, device=labels.device)
+        drawn = sample(logits.float(), top_k=0, top_p=0.0, temperature=1.0, uniform=uniform)
         share = torch.rand(len(labels), 1, device=labels.device)
         return torch.where(torch.rand(labels.shape, device=labels.device) < share, drawn, labels)
 
