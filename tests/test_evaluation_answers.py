@@ -28,7 +28,9 @@ from transformers_tokenflow.evaluation.answers import (  # noqa: E402
         ("50%", "50%"),
         ("红色", "红色"),
         ("", ""),
-        ("a", ""),
+        ("A", "a"),
+        ("the.", "the"),
+        (".5", ".5"),
     ],
 )
 def test_normalize(answer, expected):

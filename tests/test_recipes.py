@@ -221,6 +221,14 @@ def test_interrupted_recipe_goes_on_and_a_finished_one_rests(recipe, streaming):
     assert all(torch.equal(whole[name], resaved[name]) for name in whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_trained_in_fp32(recipe, tmp_path, dtype):
+    section = recipes.read_recipe(recipe)["model"]
+    recipes.make_model(section).to(dtype).save_pretrained(tmp_path / "half")
+    model = recipes.make_model({"from_pretrained": str(tmp_path / "half")})
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_stream_that_is_not_read_again_changes_its_order(recipe):
     def first_picture(steps: int) -> torch.Tensor:
         overrides = {"data.streaming": True, "training.ignore_data_skip": True, "training.max_steps": steps}

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hub_server import Hub
 from huggingface_hub import HfApi, ModelCard
@@ -16,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from transformers_tokenflow import TextToImageTrainer, TokenFlowModel
 from transformers_tokenflow.publishing import check_code
-from transformers_tokenflow.trainers.card import describe_data, describe_figures
+from transformers_tokenflow.trainers.card import describe_data, describe_figures, describe_training
 
 REPOSITORY = "owner/model"
 OWN_CARD = "---\nlicense: mit\n---\n\n# Mine\n"
@@ -42,6 +43,14 @@ def test_card_says_what_was_trained_and_how(tmp_path):
     assert rows["learning rate"] == "0.001, constant_with_warmup" and rows["precision"] == "fp32"
     assert "loss " in rows["last figures"] and "eval_psnr" in rows["last figures"]
     assert "adapters" not in rows and "runtime" not in rows["last figures"]
+
+
+def test_card_names_the_optimizer(tmp_path):
+    assert describe_training(tiny_trainer(tmp_path), [])["optimizer"].startswith("adamw_torch")
+    assert describe_training(tiny_trainer(tmp_path, muon=True), [])["optimizer"].startswith("Muon and AdamW")
+    trainer = tiny_trainer(tmp_path)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 0.5})
+    assert describe_training(trainer, [])["optimizer"].startswith("SGD")
 
 
 def test_written_cards_stay(tmp_path):

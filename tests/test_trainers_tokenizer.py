@@ -20,7 +20,7 @@ from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.objective import gradient_ratio
 from transformers_tokenflow.trainers.pictures import log_picture
-from transformers_tokenflow.trainers.recipe import last_checkpoint
+from transformers_tokenflow.trainers.recipe import last_checkpoint, run
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 # What `accelerate launch` calls for several devices; on CPUs alone it starts one process, whatever it is told.
@@ -244,6 +244,11 @@ def test_best_model_brings_its_averaged_weights(tmp_path):
     history = {e["step"]: e["eval_psnr"] for e in trainer.state.log_history if "eval_psnr" in e}
     assert best == str(tmp_path / f"checkpoint-{max(history, key=history.get)}")
     assert trainer.evaluate()["eval_psnr"] == pytest.approx(max(history.values()), abs=1e-5)
+    run(trainer)  # there is nothing left to train: what is saved is still the best
+    assert trainer.evaluate()["eval_psnr"] == pytest.approx(max(history.values()), abs=1e-5)
+    kept = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="needs the averaged weights"):
+        tiny_arguments(tmp_path, ema_decay=0.5, save_only_model=True, **kept)
 
 
 def test_decoder_only_mode_trains_only_the_decoder(tmp_path):
@@ -292,6 +297,18 @@ def test_parts_have_their_own_learning_rates(tmp_path, rates):
         assert rate == (2e-4 if name.startswith("semantic_encoder.projection") else expected)
         assert not (decay and name.endswith("bias"))
     assert rate_of[id(trainer.model.pixel_decoder.conv_out.weight)] == (1e-3, 0.1)
+
+
+def test_optimizer_of_ones_own(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 0.5, "momentum": 0.9})
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is torch.optim.SGD
+    assert {(group["lr"], group["momentum"]) for group in optimizer.param_groups} == {(0.5, 0.9)}
+    trainer = tiny_trainer(tmp_path, muon=True)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 0.5})
+    with pytest.raises(ValueError, match="both choose the optimizer"):
+        trainer.create_optimizer()
 
 
 def test_scale_dropout_spares_the_first_scale_and_the_grid(tmp_path):

@@ -181,7 +181,14 @@ def test_resumed_run_ends_bit_for_bit_like_one_that_was_not_interrupted(uninterr
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train_sampling_strategy": "group_by_length"}, {"packing": True, "max_length": 100}, {"muon": True}]
+    "changes",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        # Of two steps in each epoch, the interruption comes in the second one.
+        {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 8},
+        {"packing": True, "max_length": 100},
+        {"muon": True},
+    ],
 )
 def test_other_runs_resume_too(tmp_path, changes):
     options = {**EVERYTHING, "lr_scheduler_type": "constant_with_warmup", "gradient_accumulation_steps": 1, **changes}

@@ -20,15 +20,16 @@ YES_NO = ("yes", "no")
 
 def normalize(answer: str) -> str:
     """
-    An answer without what tells nothing: capitals, punctuation (but for points and commas in numbers), articles.
+    An answer without what tells nothing: capitals, punctuation (but for points and commas in numbers), articles
+    beside other words.
 
     Numbers up to ten become digits, and apostrophes go, so that `don't` and `dont` are one.
     """
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer.casefold().replace("'", "").replace("’", ""))
-    text = re.sub(r"(?<!\d)[.,:]|[.,:](?!\d)", " ", text)
+    text = re.sub(r"[.,:](?!\d)|(?<!\d)[,:]", " ", text)
     text = re.sub(r"[^\w.,:%$€£+\-/]", " ", text)
     words = [str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else word for word in text.split()]
-    return " ".join(word for word in words if word not in ARTICLES)
+    return " ".join([word for word in words if word not in ARTICLES] or words)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:

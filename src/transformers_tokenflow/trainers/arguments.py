@@ -35,6 +35,10 @@ class CommonTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_probabilities("ema_decay")
+        if self.ema_decay > 0 and self.load_best_model_at_end and self.save_only_model:
+            raise ValueError(
+                "load_best_model_at_end needs the averaged weights (ema_decay), which save_only_model does not save"
+            )
         if not isinstance(self.part_learning_rates, dict | None):
             raise ValueError(f"part_learning_rates must map prefixes to rates; got {self.part_learning_rates!r}")
         if self.n_gpu > 1:

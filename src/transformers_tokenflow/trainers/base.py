@@ -157,11 +157,15 @@ class BaseTrainer(StreamTrainer):
         if optimizer is None:
             args, optimized = self.args, self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(optimized))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, optimized)
+            given = self.optimizer_cls_and_kwargs
+            if given and args.muon:
+                raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
+            optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
+            rate = options.get("lr", args.learning_rate)
             whole = self.replicated_modules() if self.is_fsdp_enabled else []
             apart = {parameter for module in whole for parameter in module.parameters()}
             groups = parameter_groups(
-                optimized, args.learning_rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart
+                optimized, rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart
             )
             if args.muon:
                 options = {name: value for name, value in options.items() if name in ("betas", "eps")}

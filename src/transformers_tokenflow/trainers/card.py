@@ -92,7 +92,7 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
         "trainer": type(trainer).__name__,
         "data": ", ".join(data) or describe_data(trainer.train_dataset),
         "steps": f"{trainer.state.global_step:,} of {counted(examples, 'example')}",
-        "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
+        "optimizer": f"{optimizer_name(trainer)}, weight decay {args.weight_decay:g}",
         "learning rate": f"{args.learning_rate:g}, {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}",
         "precision": precision,
         "averaged weights": f"decay {args.ema_decay:g}" if args.ema_decay > 0 else "",
@@ -104,6 +104,14 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
         f"torch {torch.__version__}",
     }
     return {label: value for label, value in rows.items() if value}
+
+
+def optimizer_name(trainer: Trainer) -> str:
+    """The class that was passed, or what the arguments name."""
+    args: Any = trainer.args
+    if trainer.optimizer_cls_and_kwargs is not None:
+        return trainer.optimizer_cls_and_kwargs[0].__name__
+    return "Muon and AdamW" if getattr(args, "muon", False) else getattr(args.optim, "value", args.optim)
 
 
 def describe_data(dataset: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import set_seed
 from transformers.utils import logging
@@ -102,11 +103,14 @@ def make_model(section: dict[str, Any]) -> TokenFlowModel:
     The model of a recipe, see `make_config`.
 
     A pretrained model's weights that don't fit the changed configuration, such as those of a wider decoder, start anew.
+    They are trained in fp32, however they are stored.
     """
     config = make_config(section)
     if "from_pretrained" not in section:
         return TokenFlowModel(config)
-    return TokenFlowModel.from_pretrained(section["from_pretrained"], config=config, ignore_mismatched_sizes=True)
+    return TokenFlowModel.from_pretrained(
+        section["from_pretrained"], config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
 
 
 def make_teacher(section: dict[str, Any], model: TokenFlowModel, initialize: bool) -> Teacher:
@@ -198,6 +202,8 @@ def run(trainer: BaseTrainer) -> BaseTrainer:
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps > 0:
         logger.warning(f"{checkpoint} is the run's last step: nothing is left to train")
         trainer.load_checkpoint(checkpoint)
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+            trainer._load_best_model()
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

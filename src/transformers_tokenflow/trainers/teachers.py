@@ -117,7 +117,7 @@ def _load_transformers(name: str, feature_layer: int | None) -> Teacher:
     config = AutoConfig.from_pretrained(name)
     is_clip = config.model_type in ("clip", "clip_vision_model")
     model_class = CLIPVisionModelWithProjection if is_clip else AutoModel
-    model, loading = model_class.from_pretrained(name, output_loading_info=True)
+    model, loading = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"{name} lacks weights of its teacher: {', '.join(sorted(loading['missing_keys'])[:8])}")
     if not is_clip:

@@ -2,6 +2,7 @@
 """Training of the understanding model: cross-entropy on answers, as LLaVA is trained (paper §3.2)."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,12 @@ class UnderstandingTrainer(BaseTrainer):
         lengths = getattr(dataset, "lengths", None)
         if lengths is None:
             lengths = [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
-        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+        return EpochLengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            lengths,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            lambda: int(self.state.epoch or 0),
+        )
 
     # ---- A step ----
 
@@ -242,6 +248,18 @@ class UnderstandingTrainer(BaseTrainer):
         text = inputs["input_ids"][0, :start][~is_place.to(ids.device)]
         parts = (tokenizer.decode(part, skip_special_tokens=True) for part in (text, ids, labels[start:end]))
         return "{} → {} ({})".format(*(" ".join(part.split()) for part in parts))
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """Its order follows from a seed and the epoch alone, so that a resumed run goes on with that of its checkpoint."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
 
 
 def pack_dataset(dataset: Any, model: Any, args: UnderstandingTrainingArguments) -> PackedDataset:
