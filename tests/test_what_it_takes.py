@@ -1,4 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_language_models_cost_what_numbers_do():
     real = measure(model, lambda: model(prompt, labels=codes).loss)
     assert (expected.flops, expected.forward_flops) == (real.flops, real.forward_flops)
     assert expected.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert expected.frozen == model.tokenizer.num_parameters()
+    assert expected.frozen == expected.replicated == model.tokenizer.num_parameters()
 
 
 def test_the_first_stage_trains_the_projector_alone():
@@ -83,6 +84,8 @@ def test_hours_and_memory():
     assert cost.hours(312 * 3600, 2, "a100", 0.5, checkpointing=True) == pytest.approx(4)
     assert cost.bytes_per_gpu(per_device_batch=4) == 16e9 + 0.4e9 + 4e9
     assert cost.bytes_per_gpu(per_device_batch=4, shards=8) == (16e9 + 0.4e9) / 8 + 4e9
+    cost = replace(cost, replicated=5 * 10**7)
+    assert cost.bytes_per_gpu(per_device_batch=4, shards=8) == (16e9 + 0.2e9) / 8 + 0.2e9 + 4e9
 
 
 def test_the_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ gradients and Adam. What a card's libraries, fragmentation and communication tak
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +48,7 @@ class Cost:
         forward_flops: forward alone, which gradient checkpointing does again.
         activation_bytes: what is kept for the backward pass, in bf16.
         trained, frozen: numbers of parameters.
+        replicated: frozen ones that FSDP leaves whole on every card: those of an image tokenizer in another model.
     """
 
     flops: int
@@ -55,6 +56,7 @@ class Cost:
     activation_bytes: int
     trained: int
     frozen: int
+    replicated: int = 0
 
     def hours(self, samples: float, gpus: int, gpu: str, utilization: float, checkpointing: bool = False) -> float:
         """How long so many samples take on so many cards that reach a share of their peak."""
@@ -63,8 +65,8 @@ class Cost:
 
     def bytes_per_gpu(self, per_device_batch: int, shards: int = 1) -> float:
         """Memory of one card, which holds all weights and their optimizer's state, or with FSDP a shard of them."""
-        state = (WEIGHT_BYTES + TRAINING_BYTES) * self.trained + WEIGHT_BYTES * self.frozen
-        return state / shards + per_device_batch * self.activation_bytes
+        state = (WEIGHT_BYTES + TRAINING_BYTES) * self.trained + WEIGHT_BYTES * (self.frozen - self.replicated)
+        return state / shards + WEIGHT_BYTES * self.replicated + per_device_batch * self.activation_bytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def measure(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Cost:
         total = counter.get_total_flops()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    return Cost(total, forward, kept.bytes, trained, frozen)
+    inner = (part for part in model.modules() if isinstance(part, TokenFlowModel) and part is not model)
+    replicated = sum(parameter.numel() for part in inner for parameter in part.parameters())
+    return Cost(total, forward, kept.bytes, trained, frozen, replicated)
 
 
 def on_meta(make: Callable[[], nn.Module]) -> Any:
@@ -135,7 +139,7 @@ def tokenizer_cost(config: TokenFlowConfig) -> Cost:
     target = torch.empty(1, config.grid_size**2, config.teacher_hidden_size, device="meta", dtype=torch.bfloat16)
     cost = measure(model, lambda: model(pixels, teacher_features=target, return_loss=True).loss)
     judges = judge_flops(size) + count_flops(lambda: model.semantic_encoder.features(pixels))
-    return Cost(cost.flops + judges, cost.forward_flops, cost.activation_bytes, cost.trained, cost.frozen)
+    return replace(cost, flops=cost.flops + judges)
 
 
 def judge_flops(size: int) -> int:
