@@ -9,7 +9,7 @@ from test_cli import fail, succeed
 from tiny_models import tiny_model, tiny_text_to_image, tiny_understanding
 
 from transformers_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
-from transformers_tokenflow.commands.information import count_by_part, find_variant, inspect_model
+from transformers_tokenflow.commands.information import count_by_part, find_variant, inspect_model, join_licenses
 
 
 def read(*arguments: object) -> dict:
@@ -144,3 +144,8 @@ class TestMistakes:
 def test_loads_no_weights(folder, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
     assert inspect_model(str(folder)).parameters
+
+
+def test_several_licenses():
+    assert join_licenses({"license": ["mit", "apache-2.0"]}) == "mit, apache-2.0"
+    assert join_licenses({}) is None

@@ -1,11 +1,15 @@
 """The image processor: any picture in, [-1, 1] out, the official recipes to the byte, and back."""
 
+import base64
+import functools
+import http.server
 import inspect
 import io
 import json
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -571,3 +575,37 @@ class TestRemoteCode:
         assert result.stdout == expected
         for name in ("preprocessor_config.json", "image_processing_tokenflow.py", "image_processing_pil_tokenflow.py"):
             assert (again / name).read_text() == (folder / name).read_text()
+
+
+@both_backends
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+def test_base64_reads_like_a_file(processor_class, tmp_path, head):
+    for mode, colour in (("RGBA", (0, 0, 0, 0)), ("I;16", 8000)):
+        path = tmp_path / "picture.png"
+        Image.new(mode, (40, 40), colour).save(path)
+        processor = processor_class(size={"height": 32, "width": 32})
+        text = head + base64.encodebytes(path.read_bytes()).decode()
+        expected, given = (processor(source, return_tensors="pt").pixel_values for source in (str(path), text))
+        assert torch.equal(given, expected)
+
+
+@both_backends
+def test_text_that_is_no_picture_is_named(processor_class):
+    with pytest.raises(ValueError, match="a picture's file, URL or base64 string; got 'missing.png'"):
+        processor_class()("missing.png")
+
+
+@both_backends
+def test_urls_read_like_files(processor_class, tmp_path, monkeypatch):
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "picture.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        pixels = processor_class()(f"{address}/picture.png", return_tensors="pt").pixel_values
+        with pytest.raises(Exception, match="404"):
+            processor_class()(f"{address}/missing.png")
+        server.shutdown()
+    assert (pixels == 1).all()

@@ -138,3 +138,13 @@ def test_the_tokenizer_of_a_quantised_folder_is_loaded_alone(tmp_path, generator
     tokenizer = TokenFlowModel.from_pretrained(tmp_path)
     expected = generator.tokenizer.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_a_dictionary_spares_what_a_configuration_spares():
+    options = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    try:
+        expected = TokenFlowForTextToImage._spare(BitsAndBytesConfig(load_in_8bit=True))
+    except ImportError:
+        pytest.skip("bitsandbytes is not installed")
+    assert TokenFlowForTextToImage._spare(options).to_dict() == expected.to_dict()
+    assert "visual_head" in expected.llm_int8_skip_modules

@@ -78,8 +78,9 @@ def test_features_of_every_strategy(strategy: str, num_features: int, dim: int):
     torch.testing.assert_close(read.last_hidden_state, expected, atol=1e-5, rtol=0)
     projected = model.model.projector(expected[..., :dim])
     torch.testing.assert_close(torch.stack(read.pooler_output), projected, atol=1e-5, rtol=0)
-    from_codes = model.get_image_features(image_codes=codes)
-    torch.testing.assert_close(from_codes.last_hidden_state, expected, atol=1e-5, rtol=0)
+    for dtype in (torch.int64, torch.int16):
+        from_codes = model.get_image_features(image_codes=codes.to(dtype))
+        torch.testing.assert_close(from_codes.last_hidden_state, expected, atol=1e-5, rtol=0)
     inputs = batch(sequence([1], "image", [7, 8], num_features=num_features))
     assert model(**inputs, pixel_values=pixels[:1]).logits.shape == (1, 3 + num_features, UNDERSTANDING_VOCABULARY)
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hub_server import Hub
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny_models import tiny_model, tiny_processor, tiny_text_to_image, tiny_understanding
 from transformers import AutoModel, pipeline
 
-from transformers_tokenflow import TokenFlowImageProcessor, TokenFlowPipeline
+from transformers_tokenflow import TokenFlowImageProcessor, TokenFlowPipeline, push_tokenflow
 from transformers_tokenflow.card_tokenflow import REMARK
 
 REPOSITORY = "owner/model"
@@ -231,3 +232,12 @@ def test_config_names_its_code(hub):
     for reference in config["auto_map"].values():
         assert f"{reference.split('.')[0]}.py" in files_of(hub)
     assert type(AutoModel.from_pretrained(REPOSITORY)).__name__ == "TokenFlowForTextToImage"
+
+
+def test_a_hub_that_is_out_of_reach_does_not_pass_for_one_without_a_card(monkeypatch):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection, and nothing in the cache")
+
+    monkeypatch.setattr(push_tokenflow, "hf_hub_download", fail)
+    with pytest.raises(LocalEntryNotFoundError):
+        push_tokenflow.read_uploaded_card("owner/model")

@@ -4,6 +4,8 @@
 import copy
 from typing import Any
 
+from transformers.quantizers import AutoQuantizationConfig
+
 # What the quantisation configurations of transformers call the modules that they spare: torchao and most others, and
 # bitsandbytes.
 SPARING_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules")
@@ -38,6 +40,8 @@ class TokenFlowLowBitsMixin:
     @classmethod
     def _spare(cls, quantization_config: Any) -> Any:
         """A copy that lists what it spares, if the configuration has a field for it that is empty."""
+        if isinstance(quantization_config, dict):
+            quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
         quantization_config = copy.copy(quantization_config)
         names = [name for part in cls._modules_to_not_convert for name in (part, f"{cls.base_model_prefix}.{part}")]
         for field in SPARING_FIELDS:

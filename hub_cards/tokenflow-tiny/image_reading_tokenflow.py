@@ -1,6 +1,8 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Reading pictures: any file, PIL mode, array or tensor becomes one kind of tensor."""
 
+import base64
+import binascii
 import io
 import math
 import os
@@ -10,7 +12,8 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import torch
-from transformers.image_utils import ChannelDimension, load_image
+from transformers import image_utils
+from transformers.image_utils import ChannelDimension
 
 TRANSPOSITIONS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,17 +36,31 @@ PIXELS_CHUNK = 2**22
 
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     """
-    Open a file, an URL or a base64 string; a file keeps its mode (so its transparency and its 16 bits).
+    Open a file, an URL or a base64 string in the picture's own mode (so with its transparency and its 16 bits).
 
     Raises:
-        ValueError: the file is too large for a picture, or a program for PostScript.
-        OSError: it is missing, or no picture.
+        ValueError: it is none of them, too large for a picture, or a program for PostScript.
+        OSError: what is there is no picture.
     """
     if not os.path.isfile(source):
-        return load_image(os.fspath(source))
+        return open_encoded(_fetch(os.fspath(source)))
     if os.path.getsize(source) > MAX_FILE_BYTES:
         raise ValueError(f"A picture's file has at most {MAX_FILE_BYTES} bytes, but got {os.path.getsize(source)}.")
     return open_encoded(Path(source).read_bytes())
+
+
+def _fetch(source: str) -> bytes:
+    """What an URL or a base64 string, with or without the head of a data URI, holds."""
+    if source.startswith(("http://", "https://")):
+        # transformers' own client: its name is another one in every version.
+        http = image_utils.httpx  # type: ignore[attr-defined]
+        return http.get(source, follow_redirects=True).raise_for_status().content
+    text = source.partition(",")[2] if source.startswith("data:image/") else source
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, binascii.Error):
+        shown = source if len(source) <= 100 else f"{source[:100]}…"
+        raise ValueError(f"expected a picture's file, URL or base64 string; got {shown!r}") from None
 
 
 def open_encoded(content: bytes) -> PIL.Image.Image:

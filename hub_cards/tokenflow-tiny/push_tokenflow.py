@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from .card_tokenflow import add_tags, combine_cards, make_model_card, make_processor_card
@@ -145,6 +145,8 @@ def read_uploaded_card(repo_id: str, revision: str | None = None, token: bool | 
     """The text of a repository's card, if there is one, on a branch that may be made by the upload alone."""
     try:
         return Path(hf_hub_download(repo_id, CARD, revision=revision, token=token)).read_bytes().decode()
+    except LocalEntryNotFoundError:  # the Hub could not be reached: whether there is a card is not known
+        raise
     except EntryNotFoundError:
         return None
     except RevisionNotFoundError:

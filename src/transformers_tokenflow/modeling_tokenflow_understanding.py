@@ -166,7 +166,8 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             )
         quantizer = self.tokenizer.quantizer
         if self.config.feature_strategy == "all_scales_residual":
-            return quantizer.codebook()[codes]
+            entries = quantizer.codebook()
+            return F.embedding(codes.to(entries.device, torch.long), entries)
         sums = quantizer.codes_to_features(codes)
         if self.config.feature_strategy == "all_scales":
             scales = enumerate(self.config.tokenizer_config.scales)

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 from safetensors import safe_open
 from transformers import AutoModel, PreTrainedConfig
 
-from ..card_tokenflow import count_in_words, describe_config, fact_rows
+from ..card_tokenflow import as_list, count_in_words, describe_config, fact_rows
 from ..configuration_tokenflow import PRESETS, TokenFlowConfig
 from ..push_tokenflow import read_card
 from . import CommandError, one_line
@@ -101,14 +101,19 @@ def inspect_folder(folder: Path) -> tuple[int, str | None]:
         data = ModelCard(text).data.to_dict() if text is not None else {}
     except (ValueError, yaml.YAMLError) as error:
         raise CommandError(f"the metadata of {folder / 'README.md'} are damaged: {one_line(error)}") from error
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), data.get("license")
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), join_licenses(data)
 
 
 def inspect_repository(name: str) -> tuple[int, str | None]:
     """Bytes of a repository's files, and the license that its card states."""
     information = HfApi().model_info(name, files_metadata=True)
-    license_name = information.card_data.get("license") if information.card_data is not None else None
-    return sum(file.size or 0 for file in information.siblings or ()), license_name
+    data = information.card_data.to_dict() if information.card_data is not None else {}
+    return sum(file.size or 0 for file in information.siblings or ()), join_licenses(data)
+
+
+def join_licenses(data: dict[str, Any]) -> str | None:
+    """What a card's metadata state, one license or several."""
+    return ", ".join(as_list(data.get("license"))) or None
 
 
 def read_tensors(name: str) -> dict[str, tuple[str, int]]:
