@@ -2,7 +2,6 @@
 """Reading pictures: any file, PIL mode, array or tensor becomes one kind of tensor."""
 
 import base64
-import binascii
 import io
 import math
 import os
@@ -58,7 +57,7 @@ def _fetch(source: str) -> bytes:
     text = source.partition(",")[2] if source.startswith("data:image/") else source
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         shown = source if len(source) <= 100 else f"{source[:100]}…"
         raise ValueError(f"expected a picture's file, URL or base64 string; got {shown!r}") from None
 
