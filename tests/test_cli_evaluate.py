@@ -134,6 +134,18 @@ class TestReconstruction:
         assert json.loads(succeed(*arguments, "--output", output, "--json").stdout) == read(output)
         assert output.stat().st_mtime_ns == before
 
+    def test_changed_pictures_are_evaluated_again(self, tokenizer, tmp_path):
+        output, picture = tmp_path / "out.json", tmp_path / "pictures" / "one.png"
+        arguments = ["reconstruction", "--data", picture.parent, "--model", tokenizer, "--output", output]
+        picture.parent.mkdir()
+        results = []
+        for color in ("red", "white"):
+            Image.new("RGB", (40, 40), color).save(picture)
+            succeed(*arguments)
+            results.append(read(output))
+        assert results[0]["description"]["data"]["names"] == results[1]["description"]["data"]["names"]
+        assert results[0]["metrics"]["psnr"] != results[1]["metrics"]["psnr"]
+
     def test_dataset(self, tokenizer, photos, tmp_path):
         rows = datasets.Dataset.from_dict({"photo": [str(photos / f"{number}.png") for number in range(5)]})
         rows.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "test-0.parquet")
@@ -198,7 +210,7 @@ class TestGeneration:
         report = read(tmp_path / "out.json")
         assert set(report["metrics"]) == {"clip_score", "clip_accuracy"} and report["prompts"] == 3
         settings = report["description"]["settings"]
-        assert (settings["seed"], settings["num_images"], settings["top_k"]) == (5, 2, [7])
+        assert (settings["seed"], settings["num_images"], settings["top_k"]) == (5, 2, 7)
         assert settings["networks"] == {"clip": "tokenflow-tiny-teacher"}
 
         # Judged anew by another name of the same CLIP: the pictures stay.

@@ -113,8 +113,21 @@ class TestProgress:
         passes = 2 * 2 * (1 + 2 * 2)  # prompts, batches of each, passes of the scales 1, 2 and 4
         assert seen == [(done, passes) for done in range(1, passes + 1)]
 
+    def test_candidates_count_as_pictures_of_a_batch(self, folder, monkeypatch):
+        painter, asked = load_painter(str(folder), "cpu"), []
+        generate = painter.model.generate
+        monkeypatch.setattr(
+            painter.model,
+            "generate",
+            lambda **kwargs: asked.append(kwargs["num_images_per_prompt"]) or generate(**kwargs),
+        )
+        for best_of in (2, 9):
+            settings = {"best_of": best_of, "scorer": lambda features, prompts: features.mean(dim=(1, 2))}
+            assert len(list(draw_prompts(painter, ["sun"], 3, 0, 4, lambda *state: None, **settings))) == 3
+        assert asked == [2, 1, 1, 1, 1]
+
     @pytest.mark.parametrize(
-        ("settings", "passes"), [({}, 7), ({"top_k": [1]}, 7), ({"top_k": 1, "top_p": 0.0}, 3), ({"top_k": [1] * 4}, 9)]
+        ("settings", "passes"), [({}, 7), ({"top_k": 1}, 7), ({"top_k": 1, "top_p": 0.0}, 3), ({"top_k": [1] * 4}, 9)]
     )
     def test_count(self, folder, settings, passes):
         assert count_passes(load_painter(str(folder), "cpu"), settings) == passes
@@ -140,6 +153,8 @@ class TestBestOf:
         assert asked == [("some-clip", "cpu"), ["sun"] * 4]
         succeed(*arguments, "--output", tmp_path / "first")
         assert asked == [("some-clip", "cpu"), ["sun"] * 4]
+        result = run("sun", "--model", folder, "--output", tmp_path, "--scorer", "some-clip")
+        assert result.exit_code == 2 and "say by --best-of" in result.output
 
     def test_scorers(self, tmp_path, monkeypatch):
         pytest.importorskip("open_clip")

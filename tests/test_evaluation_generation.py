@@ -135,10 +135,10 @@ class TestFolders:
 
 class TestDrawing:
     def test_pictures_are_the_pipelines(self, painter):
-        drawn = list(draw(painter, ["sun", "moon", "sun"], [3, 4, 9], 2, top_k=[5]))
+        drawn = list(draw(painter, ["sun", "moon", "sun"], [3, 4, 9], 2, top_k=5))
         for picture, prompt, seed in zip(drawn, ["sun", "moon", "sun"], [3, 4, 9], strict=True):
-            assert np.array_equal(np.asarray(picture), np.asarray(painter(prompt, seed=seed, top_k=[5])))
-        codes = list(draw(painter, ["moon"], [4], 2, "latent", top_k=[5]))
+            assert np.array_equal(np.asarray(picture), np.asarray(painter(prompt, seed=seed, top_k=5)))
+        codes = list(draw(painter, ["moon"], [4], 2, "latent", top_k=5))
         assert np.array_equal(np.asarray(painter.decode(codes[0][None])[0]), np.asarray(drawn[1]))
 
     def test_mistakes(self, painter):

@@ -132,15 +132,24 @@ class TestData:
         assert rows[1]["image"].getpixel((0, 0)) == (0, 0, 255) and rows[1]["answers"] == "sky"
         assert len(load_questions(str(path), None, None, columns, limit=1)) == 1
         assert len(load_questions(str(path), None, None, columns, limit=9)) == 2
-        assert describe_rows(str(path), None, rows) == {
-            "dataset": "q",
-            "on_hub": False,
-            "path": str(path),
-            "config": None,
-            "split": "train",
-            "revision": None,
-            "rows": 2,
-        }
+        described = describe_rows(str(path), None, rows)
+        again = describe_rows(str(path), None, load_questions(str(path), None, None, columns))
+        write_parquet(path, photo=[picture("red"), picture("green")], text=["color?", "what?"], answer=["red", "sky"])
+        changed = describe_rows(str(path), None, load_questions(str(path), None, None, columns))
+        assert again == described and changed.pop("files") != described.pop("files")
+        assert (
+            changed
+            == described
+            == {
+                "dataset": "q",
+                "on_hub": False,
+                "path": str(path),
+                "config": None,
+                "split": "train",
+                "revision": None,
+                "rows": 2,
+            }
+        )
 
     def test_lines_with_paths(self, tmp_path):
         picture("red").save(tmp_path / "red.png")

@@ -268,6 +268,7 @@ def test_seeds_are_generators():
 
 
 def test_torchs_generator_is_used_only_without_others():
+    tiny()  # whose weights are drawn from it
     before = torch.get_rng_state()
     draw(seed=5)
     draw(generator=torch.Generator().manual_seed(5))
@@ -649,7 +650,7 @@ def test_callbacks_may_draw():
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "lists that differ": ({"top_k": [5, 1], "top_p": [0.5, 0.5, 0.0]}, "an entry per pass"),
     "no passes": ({"top_k": [], "top_p": []}, "an entry per pass"),
-    "negative k": ({"top_k": [-1]}, "whole numbers from 0"),
+    "negative k": ({"top_k": -1}, "whole numbers from 0"),
     "fractional k": ({"top_k": 5.0}, "whole numbers from 0"),
     "large p": ({"top_p": 1.1}, r"top_p must lie in \[0, 1\]"),
     "negative p": ({"top_p": [0.5, -0.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
@@ -672,6 +673,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "prune nothing": ({"prune_at": [0]}, "prune_at names scales 0 to 2 of best_of candidates"),
     "prune where": ({"prune_at": [3], "best_of": 2, "scorer": Ranks([[0.0]])}, "prune_at names scales 0 to 2"),
     "scores": ({"best_of": 2, "scorer": lambda features, _: features}, "a score for each of 4 pictures; got"),
+    "nothing to choose from": ({"scorer": Ranks([[0.0]])}, "say by best_of how many to draw"),
+    "keep nothing": ({"codes": some_codes()}, "nothing of `codes` would be kept: say what"),
     "keep what": ({"keep_scales": 1}, "pass its `codes`"),
     "mask what": ({"mask": torch.ones(4, 4)}, "pass its `codes`"),
     "keep too many": ({"codes": some_codes(), "keep_scales": 4}, "between 0 and the 3 scales; got 4"),
@@ -680,10 +683,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "mask of other dimensions": ({"codes": some_codes(), "mask": torch.ones(16)}, r"4×4; got \(16,\)"),
     "masks": ({"codes": some_codes(), "mask": torch.ones(3, 4, 4)}, "`mask` for one, 2 or 2 pictures; got 3"),
     "pictures": ({"codes": some_codes(3), "keep_scales": 1}, "`codes` for one, 2 or 2 pictures; got 3"),
-    "part of a scale": ({"codes": some_codes()[:, :4]}, r"\[1, 5, 21\]"),
-    "a few scales": ({"codes": some_codes()[:, :5]}, r"all 3 scales; got \(1, 5\)"),
-    "codes out of range": ({"codes": some_codes() + 40}, r"\[0, 48\)"),
-    "codes that are none": ({"codes": some_codes().float()}, "integers"),
+    "part of a scale": ({"codes": some_codes()[:, :4], "keep_scales": 1}, r"\[1, 5, 21\]"),
+    "a few scales": ({"codes": some_codes()[:, :5], "keep_scales": 1}, r"all 3 scales; got \(1, 5\)"),
+    "codes out of range": ({"codes": some_codes() + 40, "keep_scales": 1}, r"\[0, 48\)"),
+    "codes that are none": ({"codes": some_codes().float(), "keep_scales": 1}, "integers"),
     "cache": ({"cache_implementation": "paged"}, "'preallocated', 'dynamic' or 'static'; got 'paged'"),
     "typing error": ({"num_image_per_prompt": 2}, "generate does not take num_image_per_prompt"),
 }

@@ -1,4 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     TextIteratorStreamer,
@@ -249,6 +251,31 @@ def test_other_language_models_and_tied_heads(text_type: str, tied: bool, tmp_pa
     assert_same_tensors(model, TokenFlowForConditionalGeneration.from_pretrained(tmp_path))
 
 
+@pytest.mark.parametrize("text_type", ["llama", "qwen3", "mistral", "gemma3_text", "olmo2", "phi3", "smollm3"])
+def test_scores_of_other_language_models_are_their_own(text_type: str):
+    model = tiny_understanding(text_type=text_type, text_config={"head_dim": 8})
+    alone = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    alone.model.load_state_dict(model.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(model.lm_head.state_dict())
+    inputs = batch([3, 5, 6], [4, 7])
+    torch.testing.assert_close(model(**inputs).logits, alone(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("text_config", "message"),
+    [
+        ({"model_type": "phi"}, "'phi' can't be used: its head has a bias"),
+        ({"model_type": "cohere"}, "'cohere' can't be used: its head has logit_scale=0.0625"),
+        ({"model_type": "granite", "logits_scaling": 8.0}, "its head has logits_scaling=8.0"),
+        ({"model_type": "gemma2"}, "its head has final_logit_softcapping=30.0"),
+        ({"model_type": "gpt2"}, "'gpt2' can't be used: its model has no `embed_tokens`"),
+    ],
+)
+def test_language_models_that_are_built_otherwise_are_refused(text_config: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_understanding(text_type=text_config["model_type"], text_config=text_config)
+
+
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM])
 def test_auto_classes(auto_class: Any, tmp_path: Path, model: TokenFlowForConditionalGeneration):
     model.save_pretrained(tmp_path)
@@ -279,6 +306,9 @@ def test_embeddings_in_place_of_ids(model: TokenFlowForConditionalGeneration):
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     logits = model(inputs_embeds=embeds, pixel_values=pixels).logits
     torch.testing.assert_close(logits, model(**inputs, pixel_values=pixels).logits)
+    unnamed = tiny_understanding(text_config={"vocab_size": IMAGE_TOKEN_ID})
+    with pytest.raises(ValueError, match="lies outside of the vocabulary.*pass input_ids"):
+        unnamed(inputs_embeds=embeds, pixel_values=pixels)
 
 
 def test_compiled_without_breaks(compiled: Any, model: TokenFlowForConditionalGeneration):

@@ -114,12 +114,18 @@ class TestRandomness:
         for index, text in enumerate(PROMPTS):
             assert torch.equal(whole[index], codes_of(painter, text, seed=5 + index))
 
-    @pytest.mark.parametrize("seeds", [[4, 9, 4], (4, 9, 4), torch.tensor([4, 9, 4])])
+    @pytest.mark.parametrize(
+        "seeds", [[4, 9, 4], (4, 9, 4), range(3), np.array([4, 9, 4]), torch.tensor([4, 9, 4])], ids=repr
+    )
     def test_a_seed_per_text(self, painter, seeds):
-        seeds = list(seeds) if isinstance(seeds, torch.Tensor) else seeds
         whole = codes_of(painter, PROMPTS, seed=seeds, num_images_per_prompt=2)
         for text, seed, codes in zip(PROMPTS, seeds, whole, strict=True):
             assert torch.equal(codes[1], codes_of(painter, text, seed=int(seed) + 1))
+
+    def test_numbers_of_numpy_and_torch(self, painter):
+        expected = codes_of(painter, "sun", seed=4)
+        for seed in (np.int64(4), np.array(4), torch.tensor(4)):
+            assert torch.equal(codes_of(painter, "sun", seed=seed), expected)
 
     def test_a_generator_per_picture(self, painter):
         generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
@@ -170,6 +176,20 @@ class TestSettings:
         assert torch.equal(torch.stack(own(["sun", "moon"], seed=0)), expected)
         assert own("sun", seed=0, num_images_per_prompt=1, output_type="pil").size == (32, 32)
 
+    def test_seed_and_negative_prompt_of_the_pipeline(self, folder, painter):
+        own = pipeline("text-to-image", model=str(folder), device="cpu", seed=5, negative_prompt="blurry")
+        expected = codes_of(painter, PROMPTS, seed=5, negative_prompt="blurry")
+        assert torch.equal(torch.stack(codes_of(own, PROMPTS)), torch.stack(expected))
+        calls = {"seed": 6, "negative_prompt": "text"}
+        assert torch.equal(codes_of(own, "sun", **calls), codes_of(painter, "sun", **calls))
+        pairs = [codes_of(one, "sun", generator=torch.Generator().manual_seed(1)) for one in (own, own)]
+        assert torch.equal(*pairs) and not torch.equal(pairs[0], codes_of(own, "sun"))
+
+    @pytest.mark.parametrize("name", ["generator", "image", "codes", "mask"])
+    def test_what_belongs_to_a_call(self, folder, name):
+        with pytest.raises(ValueError, match=f"{name} can't be settled for all calls"):
+            pipeline("text-to-image", model=str(folder), device="cpu", **{name: None})
+
     def test_callback(self, painter):
         seen = []
         final = codes_of(painter, "sun", seed=0, callback_on_scale_end=lambda *args: seen.append(args))
@@ -198,6 +218,12 @@ class TestGivenPictures:
         for index, text in enumerate(["sun", "moon"]):
             alone = codes_of(painter, text, seed=index, image=images[index], keep_scales=2)
             assert torch.equal(pair[index], alone)
+        arrays = np.stack([np.asarray(image) for image in images])
+        for batch in (arrays, torch.from_numpy(arrays).permute(0, 3, 1, 2)):
+            same = codes_of(painter, ["sun", "moon"], seed=0, image=batch, keep_scales=2)
+            assert torch.equal(torch.stack(same), torch.stack(pair))
+        one = codes_of(painter, ["sun", "moon"], seed=0, image=arrays[:1], keep_scales=2)
+        assert torch.equal(one[0], pair[0]) and torch.equal(one[1][:5], one[0][:5])
         rows = torch.stack(pair)
         again = codes_of(painter, ["sun", "moon"], seed=9, codes=rows, keep_scales=2)
         assert torch.equal(torch.stack(again)[:, :5], rows[:, :5])
@@ -245,6 +271,18 @@ class TestGivenPictures:
         pair = codes_of(painter, ["sun", "sun"], seed=[0, 0], codes=given, mask=masks, batch_size=2)
         for mask, codes in zip(masks, pair, strict=True):
             assert torch.equal(codes, codes_of(painter, "sun", seed=0, codes=given, mask=mask))
+        for batch in (np.stack(masks).astype(bool), torch.tensor(np.stack(masks))):
+            same = codes_of(painter, ["sun", "sun"], seed=[0, 0], codes=given, mask=batch)
+            assert torch.equal(torch.stack(same), torch.stack(pair))
+
+    def test_a_mask_of_several_channels_is_one(self, painter):
+        given, mask = codes_of(painter, "moon", seed=1), np.zeros((32, 32), dtype=np.uint8)
+        mask[:, 16:] = 255
+        picture = np.stack([mask] * 3, axis=-1)
+        expected = codes_of(painter, ["sun", "sun"], seed=0, codes=given, mask=mask)
+        for several in (picture, Image.fromarray(picture), mask[None]):
+            same = codes_of(painter, ["sun", "sun"], seed=0, codes=given, mask=several)
+            assert torch.equal(torch.stack(same), torch.stack(expected))
 
 
 class TestBestOf:
@@ -299,6 +337,10 @@ class TestMistakes:
             ({"keep_scales": 1}, "pass its `codes`"),
             ({"output_type": "jpg"}, "output_type is one of pil, np, pt, latent; got 'jpg'"),
             ({"best_of": 2}, "pass a `scorer`"),
+            ({"scorer": print}, "say by best_of how many"),
+            ({"seed": "7"}, "a seed is a whole number"),
+            ({"image": np.zeros((2, 8, 8, 3), np.uint8), "keep_scales": 1}, "expected 3 values as `image`; got 2"),
+            ({"codes": torch.zeros(LENGTH).long(), "mask": np.ones((2, 8, 8))}, "expected 3 values as `mask`; got 2"),
             ({"width": 32}, "generate does not take width"),
             ({"top_k": [1, 2], "top_p": [0.1, 0.2, 0.3]}, "an entry per pass"),
         ],

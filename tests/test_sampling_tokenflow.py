@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,9 +15,9 @@ from transformers_tokenflow.generation_tokenflow import default_generation_confi
 from transformers_tokenflow.sampling_tokenflow import (
     Generators,
     Sampling,
-    as_list,
     make_generators,
     more_generators,
+    plain_seeds,
     sample,
 )
 
@@ -281,6 +282,8 @@ def test_a_number_counts_for_every_pass():
     assert (sampling.top_k, sampling.top_p) == ([9, 1], [0.5, 0.5])
     sampling = settings(top_k=0, top_p=0)
     assert (sampling.top_k, sampling.top_p) == ([0], [0])
+    sampling = settings(top_k=[5], top_p=[0.5])
+    assert (sampling.top_k, sampling.top_p) == ([5], [0.5])
 
 
 def test_greedy_settings():
@@ -298,14 +301,14 @@ def test_guidance_over_the_scales():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"top_k": [5, 1]}, r"entry per pass; got \[5, 1\] and \[0.8, 0.8, 0.0\]"),
+        ({"top_k": [5, 1]}, r"entry per pass each; got \[5, 1\] and \[0.8, 0.8, 0.0\]"),
         ({"top_k": [], "top_p": []}, "entry per pass"),
         ({"top_k": [5, -1, 1]}, "top_k must hold whole numbers"),
         ({"top_k": -1}, "top_k must hold whole numbers"),
         ({"top_k": [5, 2.0, 1]}, "top_k must hold whole numbers"),
         ({"top_p": [0.5, 1.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"top_p": [0.5, -0.1, 0.0]}, r"top_p must lie in \[0, 1\]"),
-        ({"top_p": [float("nan")]}, r"top_p must lie in \[0, 1\]"),
+        ({"top_p": [0.5, float("nan"), 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
         ({"guidance_scale": float("nan")}, "guidance_scale must not be negative"),
         ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
@@ -324,5 +327,34 @@ def test_impossible_temperatures(temperature: float):
         Sampling.from_config(config)
 
 
-def test_lists():
-    assert as_list(3) == [3] and as_list((1, 2)) == [1, 2] and as_list([0.5]) == [0.5]
+@pytest.mark.parametrize(("top_k", "top_p"), [([5], [0.5, 0.0]), ([5, 1], [0.5]), ([], 0.5), ([5, 1], [])])
+def test_lists_are_of_one_length(top_k: Any, top_p: Any):
+    config = default_generation_config()
+    config.top_k, config.top_p = top_k, top_p
+    with pytest.raises(ValueError, match="an entry per pass each.*A number counts for every pass"):
+        Sampling.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (3, 3),
+        (np.int64(3), 3),
+        (torch.tensor(3), 3),
+        (range(3, 5), [3, 4]),
+        (np.array([3, 4]), [3, 4]),
+        (torch.tensor([3, 4]), [3, 4]),
+        ((3, np.int32(4)), [3, 4]),
+        (2**63, 2**63),
+        (None, None),
+    ],
+)
+def test_seeds_of_all_kinds(seed: Any, expected: Any):
+    assert plain_seeds(seed) == expected
+    assert {type(value) for value in (expected if isinstance(expected, list) else [expected])} <= {int, type(None)}
+
+
+@pytest.mark.parametrize("seed", [0.5, "seven", [1, None], [[1]], torch.tensor([0.5])])
+def test_no_seeds(seed: Any):
+    with pytest.raises(ValueError, match="a seed is a whole number"):
+        plain_seeds(seed)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPVisionModel, SiglipVisionModel, ViTModel
 
+from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.semantic_tokenflow import (
     Fields,
     TokenFlowSemanticDecoder,
@@ -117,6 +118,14 @@ def test_other_resolutions(kind: str):
     encoder = TokenFlowSemanticEncoder(config).eval()
     for size, grid in ((40, 5), (24, 3), (47, 5)):
         assert encoder(pictures(config, size=size)).shape == (2, 8, grid, grid)
+
+
+@needs_timm
+def test_vitamin_goes_with_any_attention():
+    # timm's models know none of transformers' kinds of attention, and must not keep other parts from having them.
+    model = TokenFlowModel._from_config(tiny_config("vitamin"), attn_implementation="flex_attention")
+    assert model.semantic_encoder.model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "flex_attention"
 
 
 @needs_timm

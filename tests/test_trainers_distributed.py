@@ -69,8 +69,10 @@ GENERATING: dict[str, dict[str, Any]] = {
     "text-to-image": {"sample_prompts": ["an owl"], "sample_options": {"top_k": [5], "top_p": [0.0]}},
     "understanding": {"logged_answers": 2},
 }
-DRAWING_NOTHING: dict[str, dict[str, Any]] = {
-    "tokenizer": {"scale_dropout": 0.0, "codebook_restart_steps": 0},
+# Steps decide alike whoever takes them; where unused entries move is drawn by each process's own generator.
+DECIDING: dict[str, dict[str, Any]] = {
+    "tokenizer": {"scale_dropout": 0.5, "codebook_restart_steps": 0},
+    "text-to-image": {"coarse_step_probability": 0.5, "coarse_scales": 2},
 }
 # Classes of the layers, which are gathered one at a time.
 LAYERS = {
@@ -236,8 +238,8 @@ def test_finished_sharded_run_is_evaluated_and_saved_again(tmp_path: Path, monke
 def test_another_number_of_processes_goes_on_with_the_same_data(
     counts: tuple[int, int], is_sharded: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What a step draws itself starts from the seed again: so nothing is drawn here."""
-    changes = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 2, **DRAWING_NOTHING.get(kind, {})}
+    """And with the same decisions about its steps."""
+    changes = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 2, **DECIDING.get(kind, {})}
     run(kind, tmp_path / "one", per_device_train_batch_size=4, **changes)
     if is_sharded:
         shard_on_cpus(monkeypatch)

@@ -303,6 +303,22 @@ def check_depth(config: PreTrainedConfig | dict[str, Any] | None, *names: str) -
             raise ValueError(f"`{name}` must be at most {DEEPEST}; got {depth}")
 
 
+def check_head(text_config: PreTrainedConfig) -> None:
+    """Raise a ValueError for a language model whose scores a linear map alone does not give."""
+    found = [
+        f"{name}={getattr(text_config, name)}"
+        for name in HEAD_SETTINGS
+        if getattr(text_config, name, 1) not in (None, 1)
+    ]
+    if text_config.model_type in BIASED_HEADS:
+        found.append("a bias")
+    if found:
+        raise ValueError(
+            f"`text_config` of type {text_config.model_type!r} can't be used: its head has {', '.join(found)}, and "
+            "this model's is a linear map without a bias"
+        )
+
+
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
 
@@ -418,6 +434,9 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
 
 # Beside AutoModel; a class names but one of them by itself.
 UNDERSTANDING_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+# What language models do to the scores of their heads, beside a linear map; 1 or None leaves them as they are.
+HEAD_SETTINGS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "logits_soft_cap")
+BIASED_HEADS = ("phi",)
 FEATURE_STRATEGIES = ("last_scale", "last_scale_semantic", "all_scales", "all_scales_residual")
 
 QWEN_2_5_14B = {
@@ -443,7 +462,9 @@ class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`):
-            The language model, any causal one of transformers.
+            The language model: one of transformers that is built as Llama is, with its embeddings as `embed_tokens` and
+            a linear head without a bias, which nothing scales (Llama, Qwen2 and 3, Mistral, Gemma 1 and 3, OLMo 2,
+            Phi-3, SmolLM3, ...).
         tokenizer_config (`TokenFlowConfig` or `dict`):
             The image tokenizer.
         image_token_id (`int`, defaults to 151655):
@@ -455,7 +476,8 @@ class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
             at that scale's own size. `"all_scales_residual"`: what every scale contributes by itself.
 
     Raises:
-        ValueError: the strategy does not exist, or reads semantic features that the tokenizer does not have.
+        ValueError: the strategy does not exist, or reads semantic features that the tokenizer does not have; or the
+            language model's head is no plain linear map.
     """
 
     model_type = "tokenflow_understanding"
@@ -475,6 +497,7 @@ class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
         check_depth(self.text_config, "num_hidden_layers")
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        check_head(self.text_config)
         if self.feature_strategy not in FEATURE_STRATEGIES:
             raise ValueError(
                 f"`feature_strategy` must be one of {', '.join(FEATURE_STRATEGIES)}; got {self.feature_strategy!r}"

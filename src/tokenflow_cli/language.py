@@ -81,6 +81,10 @@ def generate(
     tokenflow generate "a red apple" "an owl" --num-images 4 --guidance-scale 5 --grid all.png
     """
     settings = sampling_settings(negative_prompt, guidance_scale, top_k, top_p, temperature)
+    if best_of == 1 and scorer is not None:
+        raise typer.BadParameter(
+            "it chooses among several: say by --best-of how many are drawn for each", param_hint="--scorer"
+        )
 
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_grid

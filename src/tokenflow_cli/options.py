@@ -108,9 +108,10 @@ def sampling_settings(
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def read_numbers(text: str | None, kind: type[int] | type[float], option: str) -> list[int] | list[float] | None:
-    """Numbers with commas between them."""
+def read_numbers(text: str | None, kind: type[int] | type[float], option: str) -> Any:
+    """A number, which counts for every pass, or a list of those with commas between them."""
     try:
-        return None if text is None else [kind(part) for part in text.split(",")]
+        numbers = None if text is None else [kind(part) for part in text.split(",")]
+        return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
     except ValueError as error:
         raise typer.BadParameter(f"{option} takes numbers with commas between them; got {text!r}") from error

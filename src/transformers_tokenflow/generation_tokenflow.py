@@ -163,9 +163,9 @@ class NextScaleGenerationMixin(GenerationMixin):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         codes: torch.Tensor | None = None,
-        keep_scales: int = 0,
+        keep_scales: int | None = None,
         mask: torch.Tensor | None = None,
-        best_of: int = 1,
+        best_of: int | None = None,
         scorer: Scorer | None = None,
         prune_at: Sequence[int] = (),
         cache_implementation: str | None = None,
@@ -199,11 +199,12 @@ class NextScaleGenerationMixin(GenerationMixin):
             seed: a number, of which picture i gets seed + i, or one per prompt, whose pictures count on from it.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used. A picture
                 with a seed or a generator of its own is the same alone and in any batch.
-            codes: (1 or B or N, L) of pictures of which something is kept.
+            codes: (1 or B or N, L) of pictures of which something is kept: `keep_scales` or `mask` says what.
             keep_scales: how many coarse scales of `codes` are kept; the rest is drawn anew.
             mask: (grid, grid) or (1 or B or N, grid, grid) on the last scale's grid, true where the picture is drawn
                 anew: elsewhere the codes of `codes` are held, at every scale. A token that lies half inside is drawn.
-            best_of: how many pictures are drawn for each that is returned, which is the one `scorer` likes best.
+            best_of: how many pictures are drawn for each that is returned, which is the one `scorer` likes best; 1 if
+                it is not given.
             scorer: called with the semantic features (M, h·w, d_teacher) that the tokenizer decodes from pictures so
                 far, and the index (M,) of each one's prompt; gives (M,) scores.
             prune_at: scales (by index) after which the worse half of a picture's candidates is dropped.
@@ -230,6 +231,9 @@ class NextScaleGenerationMixin(GenerationMixin):
         output_logits = bool(config.output_logits if output_logits is None else output_logits)
         cache_implementation = cache_implementation or config.cache_implementation or "preallocated"
         sampling = Sampling.from_config(config)
+        if best_of is None and scorer is not None:
+            raise ValueError("the scorer has nothing to choose from: say by best_of how many to draw for each picture")
+        best_of = 1 if best_of is None else best_of
         check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
 
         prompts = left_aligned(input_ids, attention_mask)
@@ -330,13 +334,16 @@ class NextScaleGenerationMixin(GenerationMixin):
     def _given(
         self,
         codes: torch.Tensor | None,
-        keep_scales: int,
+        keep_scales: int | None,
         mask: torch.Tensor | None,
         num_prompts: int,
         num_images: int,
         best_of: int,
     ) -> Given | None:
         scales = self.tokenizer.config.scales
+        if codes is not None and keep_scales is None and mask is None:
+            raise ValueError("nothing of `codes` would be kept: say what, by `keep_scales` or `mask`")
+        keep_scales = keep_scales or 0
         if not 0 <= keep_scales <= len(scales):
             raise ValueError(f"keep_scales must lie between 0 and the {len(scales)} scales; got {keep_scales}")
         if codes is None:

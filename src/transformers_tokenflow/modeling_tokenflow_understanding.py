@@ -104,6 +104,11 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         tokenizer: Any = config.tokenizer_config
         # First what is trained, where gradient checkpointing is looked for.
         self.language_model = AutoModel.from_config(text, dtype=torch.get_default_dtype())
+        if not hasattr(self.language_model, "embed_tokens"):
+            raise ValueError(
+                f"`text_config` of type {text.model_type!r} can't be used: its model has no `embed_tokens`, which "
+                "those that are built as Llama is have"
+            )
         self.projector = TokenFlowProjector(config.feature_dim, text.hidden_size)
         self.tokenizer = TokenFlowModel(tokenizer)
         self.tokenizer.requires_grad_(False)
@@ -136,7 +141,8 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` (num_images, N, d_sem + d_pix), the quantised features, N
             being `config.num_image_features`, and `pooler_output`, for every picture (N, hidden_size). On request
-            `hidden_states` and `attentions` of the semantic encoder, of pixels.
+            `hidden_states` and `attentions` of a semantic encoder that is CLIP or SigLIP, reading pixels; of others
+            they are empty.
 
         Raises:
             ValueError: both are given, or neither, or they are no pictures or codes that the tokenizer takes.
@@ -187,9 +193,14 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             image_features: (number of features of all pictures, hidden_size).
 
         Raises:
-            ValueError: there are other than as many places as features.
+            ValueError: there are other than as many places as features, or nothing tells where they are.
         """
         if input_ids is None:
+            if self.config.image_token_id >= self.config.text_config.vocab_size:
+                raise ValueError(
+                    f"image_token_id {self.config.image_token_id} lies outside of the vocabulary, so that no embedding "
+                    "tells where pictures stand: pass input_ids"
+                )
             token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
         else:

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
 from .push_tokenflow import PUSH_ARGUMENTS
+from .sampling_tokenflow import plain_seeds
 
 MODEL_TYPE = "tokenflow_text_to_image"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Arguments that belong to a call, and can't be settled when a pipeline is made.
+OF_A_CALL = ("generator", "image", "codes", "mask")
 
 
 @dataclass
@@ -75,21 +79,29 @@ class TextToImagePipeline(Pipeline):
                 picture with a seed is the same in a batch and alone.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used.
             image: a picture of which something is kept, in any form the image processor takes, for all or for each
-                text: `keep_scales` or `mask` says what.
+                text, by a list or as a batch (number of texts, 3, H, W): `keep_scales` or `mask` says what.
             codes: (L,) or (number of texts, L), in place of `image`.
-            mask: where `image` is drawn anew: white or true. A picture or array of any size, for all or for each text.
+            mask: where `image` is drawn anew: white or true. A picture or array (H, W) of any size, for all or for each
+                text, by a list or as an array (number of texts, H, W).
             batch_size: texts that are drawn at a time.
             num_workers: processes that read a dataset.
             kwargs: `num_images_per_prompt`, where more than one give a list for each text; `output_type`, "pil", "np"
                 (H, W, 3) and "pt" (3, H, W) in [0, 1], or "latent" for codes (L,); `best_of` with `scorer`, called
                 with semantic features (M, h·w, d_teacher) and M texts and giving (M,) scores; and, as `generate` takes
                 them, `guidance_scale`, `top_k`, `top_p`, `temperature`, `keep_scales`, `prune_at`,
-                `callback_on_scale_end`, ... Pipelines take these when they are made, too, for every call.
+                `callback_on_scale_end`, ... Pipelines take these, `seed` and `negative_prompt` when they are made, too,
+                for every call that does not bring its own.
 
         Raises:
             ValueError: an input is no text, there are not as many of something as texts, or `generate` refuses.
         """
         params = {**self._forward_params, **kwargs}
+        if kwargs.get("scorer") is not None and "best_of" not in params:
+            raise ValueError("the scorer has nothing to choose from: say by best_of how many to draw for each picture")
+        if negative_prompt is None:
+            negative_prompt = self._preprocess_params.get("negative_prompt")
+        if seed is None and generator is None:
+            seed = self._preprocess_params.get("seed")
         if image is not None and codes is not None:
             raise ValueError("pass image or codes, not both")
         if (image is not None or codes is not None) and mask is None and not params.get("keep_scales"):
@@ -106,12 +118,16 @@ class TextToImagePipeline(Pipeline):
 
     def _sanitize_parameters(self, output_type: str | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         kwargs.pop("local_files_only", None)  # `pipeline` passes it on
+        if settled := [name for name in OF_A_CALL if name in kwargs]:
+            raise ValueError(f"{', '.join(settled)} can't be settled for all calls: pass it when you call the pipeline")
+        # What `__call__` looks up: not of every text alike, as all that is passed to `_forward` is.
+        shared_out = {name: kwargs.pop(name) for name in ("negative_prompt", "seed") if name in kwargs}
         postprocess = {}
         if output_type is not None:
             if output_type not in OUTPUT_TYPES:
                 raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
             postprocess["output_type"] = kwargs["output_type"] = output_type
-        return {}, kwargs, postprocess
+        return shared_out, kwargs, postprocess
 
     def preprocess(self, input_: Request | str, **_: Any) -> dict[str, Request]:
         """Leave the work to `_forward`: the processor pads texts, and makes masks, for a whole batch."""
@@ -129,7 +145,7 @@ class TextToImagePipeline(Pipeline):
         given = input_tensors["request"]
         requests = given if isinstance(given, list) else [given]
         texts = [request.text for request in requests]
-        if scorer is not None:
+        if scorer is not None and "best_of" in kwargs:
             kwargs["scorer"] = lambda features, index: scorer(features, [texts[i] for i in index.tolist()])
         codes = self.model.generate(
             **self._prepare_inputs(requests, texts),
@@ -227,7 +243,7 @@ def make_requests(
 
     Args:
         texts: B of them, or an iterable whose number is not known.
-        own: values by name, alone or as lists; codes as a tensor (L,), (1, L) or (B, L).
+        own: values by name, alone, as lists, or as arrays with one more axis: codes (L,), (1, L) or (B, L).
         seed: of the first picture of all, or of the first one of each text.
         generator: one, or one per picture.
         per_text: pictures per text.
@@ -239,10 +255,8 @@ def make_requests(
         raise ValueError(f"expected a text, or several; got {type(texts).__name__}")
     if seed is not None and generator is not None:
         raise ValueError("pass seed or generator, not both")
-    values = {name: for_each(value, texts, name) for name, value in own.items()}
-    if isinstance(own["codes"], torch.Tensor):
-        rows = own["codes"].reshape(-1, own["codes"].shape[-1])
-        values["codes"] = for_each(rows[0] if len(rows) == 1 else list(rows), texts, "codes")
+    values = {name: for_each(one_each(value, name), texts, name) for name, value in own.items()}
+    seed = plain_seeds(seed)
     values["seed"] = itertools.count(seed, per_text) if isinstance(seed, int) else for_each(seed, texts, "seed")
     values["generators"] = for_each(generator, texts, "generator", per_text)
     every_text = (texts[index] for index in range(len(texts))) if isinstance(texts, Sized) else texts  # type: ignore[index]
@@ -250,6 +264,16 @@ def make_requests(
         Request(text, **dict(zip(values, of_text, strict=True)))
         for text, *of_text in zip(every_text, *values.values(), strict=False)
     )
+
+
+def one_each(value: Any, name: str) -> Any:
+    """A batch (B, ...) of arrays as a list, and of a single one as itself; anything else as it is."""
+    axes = {"codes": 1, "mask": 2, "image": 3}.get(name)
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or value.ndim != axes + 1:
+        return value
+    if name == "mask" and value.shape[-1] <= 4:
+        return value  # a picture (H, W, channels)
+    return value[0] if len(value) == 1 else list(value)
 
 
 def for_each(value: Any, texts: Iterable[str], name: str, per_text: int = 1) -> Iterator[Any]:

@@ -111,7 +111,7 @@ class TokenFlowPipeline(DiffusionPipeline):
             output_type: "pil", "np" (N, H, W, 3) and "pt" (N, 3, H, W) in [0, 1], or "latent" for codes (N, L).
             return_dict: False gives a tuple of the pictures.
             callback_on_step_end: called after every scale with the pipeline, the scale's index, its side and the
-                tensors that are asked for.
+                tensors that are asked for. It looks on: what it returns changes nothing.
             callback_on_step_end_tensor_inputs: of `codes`, all so far (N, length), which `decode` makes pictures of,
                 and `pixel_values`, what they decode to, (N, 3, H, W).
             kwargs: further arguments of the model's `generate`: `top_k`, `top_p`, `temperature`, `best_of`,

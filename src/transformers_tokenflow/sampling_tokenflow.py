@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -40,9 +41,9 @@ class Sampling:
         Raises:
             ValueError: a value can't be, or there are not as many `top_k` as `top_p`.
         """
-        top_k, top_p = as_list(config.top_k), as_list(config.top_p)
-        passes = max(len(top_k), len(top_p))
-        top_k, top_p = (values * passes if len(values) == 1 else values for values in (top_k, top_p))
+        values = (config.top_k, config.top_p)
+        passes = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
+        top_k, top_p = (list(value) if isinstance(value, Sequence) else [value] * passes for value in values)
         if not config.do_sample:
             top_k = [1] * passes
         sampling = cls(
@@ -59,7 +60,10 @@ class Sampling:
     def check(self) -> None:
         """Raise a ValueError for what can't be."""
         if not self.top_k or len(self.top_k) != len(self.top_p):
-            raise ValueError(f"top_k and top_p need an entry per pass; got {self.top_k} and {self.top_p}")
+            raise ValueError(
+                f"lists as top_k and top_p need an entry per pass each; got {self.top_k} and {self.top_p}. A number "
+                "counts for every pass"
+            )
         if any(isinstance(k, float) or k < 0 for k in self.top_k):
             raise ValueError(f"top_k must hold whole numbers from 0 (all entries); got {self.top_k}")
         if not all(0 <= p <= 1 for p in self.top_p):
@@ -91,11 +95,6 @@ def refuse_other_settings(config: GenerationConfig) -> None:
             f"generate draws the scales of pictures, where {', '.join(asked)} mean nothing. For several pictures of a "
             "prompt pass num_images_per_prompt, for the best of several best_of"
         )
-
-
-def as_list(value: Any) -> list:
-    """A number as a list of one."""
-    return list(value) if isinstance(value, Sequence) else [value]
 
 
 @dataclass
@@ -148,13 +147,28 @@ def make_generators(
         return Generators(each=list(generator))
     if generator is not None:
         raise ValueError("pass seed or generator, not both")
-    if isinstance(seed, (Sequence, torch.Tensor)):
+    seed = plain_seeds(seed)
+    if isinstance(seed, list):
         if len(seed) != num_prompts:
             raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(seed)}")
-        seeds = [int(first) + offset for first in seed for offset in range(num_images)]
+        seeds = [first + offset for first in seed for offset in range(num_images)]
     else:
-        seeds = list(range(int(seed), int(seed) + num_prompts * num_images))
+        seeds = list(range(seed, seed + num_prompts * num_images))
     return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+
+
+def plain_seeds(seed: Any) -> int | list[int] | None:
+    """
+    A number, or a list of numbers, of what holds them: sequences, arrays and tensors too.
+
+    Raises:
+        ValueError: something is no whole number.
+    """
+    try:
+        values = seed.tolist() if hasattr(seed, "tolist") else seed
+        return None if values is None else list(map(index, values)) if isinstance(values, Sequence) else index(values)
+    except TypeError as error:
+        raise ValueError(f"a seed is a whole number, or one for each prompt; got {seed!r}") from error
 
 
 def more_generators(generators: Generators, count: int) -> Generators:

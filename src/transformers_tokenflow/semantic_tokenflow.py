@@ -73,8 +73,11 @@ def make_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     model_args = getattr(config, "model_args", None) or {}
     if "embed_cfg" in model_args:  # sizes of ViTamin's convolutional stem
         model_args["embed_cfg"] = Fields(model_args["embed_cfg"])
+    options: dict[str, Any] = {}
+    if config.model_type == "timm_wrapper":  # timm chooses its attention itself, and refuses what others are asked for
+        options["attn_implementation"] = "sdpa"
     # A dtype that an earlier save left in the configuration must not make the tower differ from the rest.
-    tower = AutoModel.from_config(config, dtype=torch.get_default_dtype())
+    tower = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **options)
     if config.model_type in EMBEDDINGS:
         tower.embeddings = EMBEDDINGS[config.model_type](config)
     if getattr(tower, "pooler", None) is not None:

@@ -13,7 +13,7 @@ from ..evaluation.data import DatasetPicture, describe_rows, load_rows
 from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
 from ..evaluation.parts import Parts, Record, Sums
 from ..evaluation.reconstruction import COUNTS, UNREADABLE, ReconstructionMeasures, plot_cluster_sizes
-from ..evaluation.report import describe_model, evaluate, names_digest
+from ..evaluation.report import describe_model, evaluate, files_digest, names_digest
 from . import CommandError, one_line
 from .evaluation import Advance, network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
@@ -107,6 +107,7 @@ def find_data(
         "paths": data,
         "pictures": len(names),
         "names": names_digest(names),
+        "files": files_digest(source.path for source in sources),
     }
     return sources, described
 

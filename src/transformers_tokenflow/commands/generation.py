@@ -137,14 +137,15 @@ def draw_prompts(
         prompts: the texts.
         count: pictures of each.
         seed: of the first picture; the others count on.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time, of which `best_of` are drawn for each that is kept.
         advance: called with the number of passes that are done, and that of all.
         settings: of the pipeline's call.
 
     Raises:
         CommandError: a setting can't be.
     """
-    parts = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    at_once = max(1, batch_size // settings.get("best_of", 1))
+    parts = [min(at_once, count - start) for start in range(0, count, at_once)]
     counter = PassCounter(advance, len(prompts) * len(parts) * count_passes(painter, settings))
     for prompt in prompts:
         for part in parts:

@@ -43,6 +43,10 @@ class Source(Protocol):
     """Where a picture comes from, and what it is called."""
 
     @property
+    def path(self) -> Path:
+        """The file that it is, or is in."""
+
+    @property
     def name(self) -> str: ...
 
     def read(self) -> tuple[Image.Image, dict[str, Any]]:

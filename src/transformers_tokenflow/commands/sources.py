@@ -228,6 +228,11 @@ class PictureRow:
     names: list[str]
 
     @property
+    def path(self) -> Path:
+        """The file that it is in."""
+        return self.table.path
+
+    @property
     def name(self) -> str:
         """`FILE.parquet/000012`"""
         return f"{path_text(self.table.path)}/{self.index:06d}"

@@ -11,6 +11,7 @@ import datasets
 from PIL import Image
 
 from . import EvaluationError
+from .report import names_digest
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 DEFAULT_SPLITS = ("test", "validation", "train")
@@ -24,6 +25,11 @@ class DatasetPicture:
     rows: datasets.Dataset
     index: int
     column: str
+
+    @property
+    def path(self) -> Path:
+        """The file that holds its row."""
+        return Path(self.rows.cache_files[0]["filename"])
 
     @property
     def name(self) -> str:
@@ -88,5 +94,9 @@ def describe_rows(source: str, config: str | None, rows: datasets.Dataset) -> di
         "config": config,
         "split": str(rows.split),
         "revision": found[1] if found is not None else None,
+        # `datasets` names the cache of local data by their files' sizes and times.
+        "files": None
+        if on_hub
+        else names_digest(["/".join(Path(file["filename"]).parts[-4:]) for file in rows.cache_files]),
         "rows": len(rows),
     }

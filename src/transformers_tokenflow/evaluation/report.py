@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ def weights_digest(folder: Path) -> str:
 def names_digest(names: Sequence[str]) -> str:
     """Tells lists of names apart."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Tells files from what else was, or will be, in their place: by path, size and time of the last change."""
+    known = {path: path.stat() for path in sorted(set(paths))}
+    return names_digest([f"{path} {found.st_size} {found.st_mtime_ns}" for path, found in known.items()])
 
 
 def versions() -> dict[str, str]:

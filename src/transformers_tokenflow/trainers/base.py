@@ -3,6 +3,7 @@
 
 import json
 import pickle
+import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,7 @@ class _StepCallback(TrainerCallback):
         self.trainer.after_optimizer_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.batches_of_step = 0
         if self.trainer.progress is not None:
             state.epoch = state.global_step / state.max_steps  # where Trainer counts from 0 when a stream is resumed
 
@@ -89,6 +91,7 @@ class BaseTrainer(StreamTrainer):
         self._log_counts: dict[str, int] = defaultdict(int)
         # What the loss of the current step is made of, by name, where there is more than one part.
         self.loss_parts: Mapping[str, torch.Tensor] = {}
+        self.batches_of_step = 0  # how many the current step has accumulated
         self.add_callback(_StepCallback(self))
 
     # ---- Hooks ----
@@ -124,9 +127,18 @@ class BaseTrainer(StreamTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As Trainer's, but a FloatingPointError where the loss is no number."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self.batches_of_step += 1
         if not (loss.isfinite() or self._is_overflow()):
             self._fail(f"the loss is {loss.item()}", not_finite(self.loss_parts.items()))
         return loss
+
+    def draws_of_step(self) -> random.Random:
+        """
+        What is to be decided alike by all processes, and by a run that is resumed: of the seed, the step and its batch.
+
+        Each process's own generator is kept by its number, which another number of processes has not.
+        """
+        return random.Random(f"{self.args.seed}-{self.state.global_step}-{self.batches_of_step}")
 
     def _is_overflow(self) -> bool:
         """Whether fp16's scaler will skip the step and halve its scale: not for ever, if it is the scale's fault."""

@@ -108,10 +108,11 @@ class TextToImageTrainer(BaseTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowTextToImageOutput]:
         """Cross-entropy on the codes, which pictures are encoded to first."""
         inputs = self._with_labels(inputs)
-        is_coarse = model.training and torch.rand(()).item() < self.args.coarse_step_probability
+        draws = self.draws_of_step()
+        is_coarse = model.training and draws.random() < self.args.coarse_step_probability
         if is_coarse:
             inputs = self.coarse(inputs)
-        elif model.training and torch.rand(()).item() < self.args.refinement_probability:
+        elif model.training and draws.random() < self.args.refinement_probability:
             inputs = {**inputs, "drawn_codes": self.draw_codes(model, inputs)}
         with self.accelerator.autocast():
             output = model(**inputs)

@@ -2,6 +2,7 @@
 """Training of the image tokenizer with the paper's objective (§3.2, Eq. 4, Table 11)."""
 
 import itertools
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class TokenFlowTrainer(BaseTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowOutput]:
         """The model's side of the objective: everything but the discriminator's own loss."""
         pixel_values = inputs["pixel_values"]
-        scales = self.sample_scales() if model.training else None
+        scales = self.sample_scales(self.draws_of_step()) if model.training else None
         with self.accelerator.autocast():
             losses, output = self.objective.losses(model, pixel_values, scales, model.training and self.is_adversarial)
         loss = self.objective.weigh(losses, self.accelerator.unwrap_model(model).pixel_decoder.conv_out.weight)
@@ -155,12 +156,12 @@ class TokenFlowTrainer(BaseTrainer):
         """Whether this step trains against the discriminator."""
         return self.adversary is not None and self.state.global_step >= self.args.adversarial_start_step
 
-    def sample_scales(self) -> list[int] | None:
+    def sample_scales(self, draws: random.Random) -> list[int] | None:
         """The scales of this step: with probability `scale_dropout` one of them, never the first, is left out."""
         scales = self.accelerator.unwrap_model(self.model).config.scales
-        if len(scales) < 2 or torch.rand(()).item() >= self.args.scale_dropout:
+        if len(scales) < 2 or draws.random() >= self.args.scale_dropout:
             return None
-        dropped = torch.randint(1, len(scales), ()).item()
+        dropped = draws.randrange(1, len(scales))
         return [scale for index, scale in enumerate(scales) if index != dropped]
 
     @torch.no_grad()
