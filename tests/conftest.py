@@ -11,6 +11,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# As the Makefile has it: workers share the cores, and a process that computed in several threads can't be forked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402
