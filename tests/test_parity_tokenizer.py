@@ -9,7 +9,6 @@ TOKENFLOW_FIXTURES names. Everything else is read from the JSON, so that others 
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +82,7 @@ def run(
     """The model's own codes, and everything else as it follows from the codes of the reference."""
     features = model.extract_features(pixel_values)
     codes = reference["codes"].long()
-    forced: Iterator[torch.Tensor] = iter(model.quantizer.split_codes(codes))
+    forced = (part.flatten(1) for part in model.quantizer.split_codes(codes))
     own_codes = model.quantizer(features).codes
     model.quantizer.assign = lambda normalized, entries: next(forced)
     quantized = model.quantizer(features)

@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from transformers_tokenflow import TokenFlowQuantizer, quantization_tokenflow
-from transformers_tokenflow.quantization_tokenflow import TokenFlowCodebook, nearest_entries, prefix_lengths, resize
+from transformers_tokenflow.quantization_tokenflow import (
+    TokenFlowCodebook,
+    nearest_entries,
+    prefix_lengths,
+    resize,
+    to_tokens,
+)
 
 SEEDS = st.integers(0, 2**16)
 SCALES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(sorted)
@@ -81,7 +87,7 @@ def test_codes_minimise_the_weighted_distance(
     quantizer = make_quantizer([side], size, dims, seed, distance_weight=weight)
     normalized = quantizer.normalize(make_features(batch, side, sum(dims), seed + 1))
     distances = squared_distances(quantizer, normalized)
-    found = quantizer.assign(normalized, quantizer.codebook())
+    found = quantizer.assign(to_tokens(normalized), quantizer.codebook()).unflatten(1, (side, side))
     chosen = distances.gather(-1, found.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(chosen, distances.amin(-1), atol=1e-5, rtol=0)
 
@@ -334,6 +340,12 @@ def test_features_that_do_not_fit(shape: tuple[int, ...]):
         make_quantizer([1, 2, 4])(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("scales", [[], [0, 4], [2, 1, 4], [1, 1, 4]])
+def test_scales_that_do_not_grow(scales: list[int]):
+    with pytest.raises(ValueError, match="scales are sides of token maps, each larger"):
+        make_quantizer([1, 2, 4])(make_features(2, 4), scales=scales)
+
+
 # ---- Gradients ----
 
 
@@ -370,11 +382,13 @@ def test_each_loss_reaches_its_side_alone():
 
 
 def test_backward_keeps_no_scores():
-    size, grid, batch = 512, 8, 4
+    size, grid, batch = 1024, 8, 4
     quantizer = make_quantizer([1, grid], size).train()
     features = make_features(batch, grid).requires_grad_()
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.untyped_storage().nbytes() // 4) or tensor, lambda t: t
+    ):
         output = quantizer(features)
         (output.quantized.sum() + output.codebook_loss + output.commitment_loss).backward()
     assert kept and max(kept) <= max(features.numel(), size * 8)

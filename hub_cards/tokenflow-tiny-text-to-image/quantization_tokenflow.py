@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The quantiser of TokenFlow: two codebooks behind one index, over a residual pyramid of scales (paper §3.1)."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -45,7 +46,8 @@ def nearest_entries(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
     Chunks of queries bound the memory. Entries run along the first axis of a chunk's scores, so that the maximum over
     blocks of entries vectorises along the queries; the winner is then looked for inside its block alone. All chunks
-    share one buffer: fresh memory for each would cost more than the products. Of equal entries the first wins.
+    share one buffer: fresh memory for each would cost more than the products. Of equal entries the first wins. (`max`
+    gives indices as `argmax` does, several times faster.)
 
     Args:
         queries: (N, D).
@@ -58,13 +60,14 @@ def nearest_entries(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     block = math.gcd(num_keys, 64)
     found = torch.empty(len(queries), dtype=torch.long, device=queries.device)
     chunk = max(1, SEARCH_CHUNK // num_keys)
+    columns = torch.arange(min(chunk, len(queries)), device=queries.device)
     buffer = keys.new_empty(num_keys * min(chunk, len(queries)))
     for start in range(0, len(queries), chunk):
         part = queries[start : start + chunk]
         scores = torch.mm(keys, part.T, out=buffer[: num_keys * len(part)].view(num_keys, len(part)))
         scores = scores.view(num_keys // block, block, len(part))
-        best_block = scores.amax(dim=1).argmax(dim=0)
-        within = scores.gather(0, best_block.expand(1, block, -1))[0].argmax(dim=0)
+        best_block = scores.amax(dim=1).max(dim=0).indices
+        within = scores[best_block, :, columns[: len(part)]].max(dim=1).indices
         found[start : start + chunk] = best_block * block + within
     return found
 
@@ -173,37 +176,60 @@ class TokenFlowQuantizer(nn.Module):
             features.
 
         Raises:
-            ValueError: the features have other channels, are not square, or are smaller than the last scale.
+            ValueError: the features have other channels, are not square, or are smaller than the last scale; or the
+                scales do not grow.
         """
-        scales = scales or self.scales
+        scales = self.scales if scales is None else scales
         self._check_features(features, scales)
+        grid = features.shape[-1]
         with maybe_autocast(features.device.type, enabled=False):
             entries = self.codebook()
-            residual = features.to(entries.device, torch.float32)
-            quantized = torch.zeros_like(residual)
-            codes, losses = [], []
-            for scale in scales:
-                normalized = self.normalize(F.adaptive_avg_pool2d(residual, scale))
-                scale_codes = self.assign(normalized, entries)
-                chosen = lookup(scale_codes, entries)
+            features_on_grid = to_tokens(features.to(entries.device, torch.float32))
+            pooled = pooling_matrix(tuple(scales), grid, entries.device) @ features_on_grid
+            codes, residual = self._decide(pooled.detach(), entries, scales, grid)
+            chosen = F.embedding(codes, entries)
+            losses: list[torch.Tensor] | list[None] = [None] * 3
+            if return_loss or pooled.requires_grad:
+                # What was decided is a constant beside the features that gradients go to.
+                normalized = self.normalize(residual + (pooled - pooled.detach()), dim=2)
                 if return_loss:
-                    losses.append(self.losses(normalized, chosen, entries))
-                if normalized.requires_grad:
-                    chosen = normalized + (chosen - normalized).detach()
-                contribution = resize(chosen, features.shape[-1])
-                quantized = quantized + contribution
-                residual = residual - contribution.detach()
-                codes.append(scale_codes.flatten(1))
-            means = torch.stack(losses).mean(dim=0) if return_loss else [None] * 3
-        return TokenFlowQuantizerOutput(
-            quantized=quantized.to(features.dtype),
-            codes=torch.cat(codes, dim=1),
-            codebook_loss=means[0],
-            commitment_loss=means[1],
-            entropy_loss=means[2],
-        )
+                    losses = self.losses(normalized, chosen, entries, scales)
+                chosen = normalized + (chosen - normalized).detach() if pooled.requires_grad else chosen
+            parts = chosen.split([scale * scale for scale in scales], dim=1)
+            contributions = (lift(part, scale, grid) for part, scale in zip(parts, scales, strict=True))
+            quantized = functools.reduce(torch.add, contributions)
+        return TokenFlowQuantizerOutput(to_map(quantized, grid).to(features.dtype), codes, *losses)
+
+    @torch.no_grad()
+    def _decide(
+        self, residual: torch.Tensor, entries: torch.Tensor, scales: Sequence[int], grid: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The codes of all scales, coarse first.
+
+        Pooling is linear, so that all scales are pooled at once, and what a scale contributes is taken from those after
+        it alone, without a residual on the final grid.
+
+        Args:
+            residual: (B, L, D), the features pooled to every scale.
+            entries: (K, D).
+            scales: sides of the token maps.
+            grid: side of the features.
+
+        Returns:
+            Codes (B, L), and the residual that each of them stands for (B, L, D).
+        """
+        coupling = coupling_matrix(tuple(scales), grid, residual.device)
+        residual, codes, start = residual.clone(), [], 0
+        for end in prefix_lengths(scales):
+            codes.append(self.assign(self.normalize(residual[:, start:end], dim=2), entries))
+            residual[:, end:] -= coupling[end:, start:end] @ F.embedding(codes[-1], entries)
+            start = end
+        return torch.cat(codes, dim=1), residual
 
     def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
+        if not scales or scales[0] < 1 or list(scales) != sorted(set(scales)):
+            raise ValueError(f"scales are sides of token maps, each larger than the one before; got {scales}")
         shape = tuple(features.shape)
         if len(shape) != 4 or shape[1] != sum(self.dims) or shape[2] != shape[3] or shape[3] < scales[-1]:
             raise ValueError(
@@ -211,33 +237,50 @@ class TokenFlowQuantizer(nn.Module):
                 f"scale, {scales[-1]}; got {shape}"
             )
 
-    def normalize(self, features: torch.Tensor) -> torch.Tensor:
-        """Bring the semantic and the pixel channels of (B, D, h, w) to unit length, each for itself."""
-        return torch.cat([F.normalize(part, dim=1, eps=1e-12) for part in features.split(self.dims, dim=1)], dim=1)
+    def normalize(self, features: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Bring the semantic and the pixel channels, by default of (B, D, h, w), to unit length, each for itself."""
+        parts = features.split(self.dims, dim=dim)
+        return torch.cat([F.normalize(part, dim=dim, eps=1e-12) for part in parts], dim=dim)
 
     @torch.no_grad()
     def assign(self, normalized: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        """The nearest entries: (B, D, h, w) normalised, (K, D) -> (B, h, w) long."""
-        found = nearest_entries(self._queries(normalized), entries)
-        return found.view(len(normalized), *normalized.shape[2:])
+        """The nearest entries: (B, N, D) normalised, (K, D) -> (B, N) long."""
+        return nearest_entries(self._queries(normalized), entries).view(normalized.shape[:2])
 
     def _queries(self, normalized: torch.Tensor) -> torch.Tensor:
         """
-        What the entries are multiplied with: (B, D, h, w) -> (B·h·w, D).
+        What the entries are multiplied with: (B, N, D) -> (B·N, D).
 
         Between vectors of unit length d_sem + w · d_pix = const - 2 (sem · sem' + w · pix · pix').
         """
         weights = normalized.new_tensor([1.0] * self.dims[0] + [self.distance_weight] * self.dims[1])
-        return normalized.permute(0, 2, 3, 1).flatten(0, 2) * weights
+        return normalized.flatten(0, 1) * weights
 
-    def losses(self, normalized: torch.Tensor, chosen: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        """(3,): codebook, commitment and entropy loss of one scale, weighted."""
-        codebook = self.codebook_weight * F.mse_loss(chosen, normalized.detach())
-        commitment = self.commitment_weight * F.mse_loss(normalized, chosen.detach())
+    def losses(
+        self, normalized: torch.Tensor, chosen: torch.Tensor, entries: torch.Tensor, scales: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """
+        Codebook, commitment and entropy loss, weighted means over the scales.
+
+        Args:
+            normalized: (B, L, D).
+            chosen: (B, L, D), their entries.
+            entries: (K, D).
+            scales: sides of the token maps.
+        """
+        sizes = [scale * scale for scale in scales]
+
+        def mean(distances: torch.Tensor) -> torch.Tensor:
+            means = [part.mean() for part in distances.mean(dim=(0, 2)).split(sizes)]
+            return torch.stack(means).mean()
+
+        codebook = self.codebook_weight * mean((chosen - normalized.detach()).square())
+        commitment = self.commitment_weight * mean((normalized - chosen.detach()).square())
         entropy = torch.zeros_like(codebook)
         if self.training and self.entropy_weight > 0:
-            entropy = self.entropy_weight * self.assignment_entropy(normalized, entries)
-        return torch.stack([codebook, commitment, entropy])
+            parts = [self.assignment_entropy(part, entries) for part in normalized.split(sizes, dim=1)]
+            entropy = self.entropy_weight * torch.stack(parts).mean()
+        return [codebook, commitment, entropy]
 
     def assignment_entropy(
         self, normalized: torch.Tensor, entries: torch.Tensor, temperature: float = 0.01
@@ -350,11 +393,75 @@ def lookup(codes: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     return F.embedding(codes.to(entries.device, torch.long), entries).permute(0, 3, 1, 2)
 
 
+def to_tokens(features: torch.Tensor) -> torch.Tensor:
+    """Row by row: (B, D, h, h) -> (B, h², D)"""
+    return features.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: torch.Tensor, side: int) -> torch.Tensor:
+    """(B, side², D) -> (B, D, side, side), channels last in memory."""
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+# ---- Resizing: maps of tokens are so small that matrix products are many times faster than torch's loops ----
+
+
 def resize(features: torch.Tensor, size: int) -> torch.Tensor:
-    """Bicubic resize to a square: (B, D, h, h) -> (B, D, size, size)."""
+    """Bicubic resize to a square: (B, D, h, h) -> (B, D, size, size) in fp32."""
     if features.shape[-1] == size:
         return features
-    return F.interpolate(features, size=(size, size), mode="bicubic")
+    with maybe_autocast(features.device.type, enabled=False):
+        return to_map(lift(to_tokens(features.float()), features.shape[-1], size), size)
+
+
+def lift(tokens: torch.Tensor, side: int, size: int) -> torch.Tensor:
+    """The same of tokens, without a change of type: (B, side², D) -> (B, size², D)."""
+    return tokens if side == size else lifting_matrix(side, size, tokens.device) @ tokens
+
+
+def pool(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Means over areas, a smaller square of them: (B, D, h, h) -> (B, D, size, size) in fp32."""
+    with maybe_autocast(features.device.type, enabled=False):
+        matrix = pooling_matrix((size,), features.shape[-1], features.device)
+        return to_map(matrix @ to_tokens(features.float()), size)
+
+
+def cached_matrix(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Made once, on the CPU in fp64, whatever mode or type the caller computes in; to compilers a constant."""
+
+    @torch.compiler.assume_constant_result
+    @functools.lru_cache(maxsize=128)
+    @functools.wraps(make)
+    def cached(scales: int | tuple[int, ...], grid: int, device: torch.device) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return make(scales, grid).float().contiguous().to(device)
+
+    return cached
+
+
+def unit_maps(side: int) -> torch.Tensor:
+    """(side², 1, side, side): by what a linear map makes of these it is known."""
+    return torch.eye(side * side, dtype=torch.float64, device="cpu").view(-1, 1, side, side)
+
+
+def lifting(scale: int, grid: int) -> torch.Tensor:
+    """A bicubic resize of a scale's map to a grid: (grid², scale²)."""
+    return F.interpolate(unit_maps(scale), size=(grid, grid), mode="bicubic").flatten(1).T
+
+
+def pooling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
+    """The means over areas that a map on a grid has at all scales: (L, grid²)."""
+    return torch.cat([F.adaptive_avg_pool2d(unit_maps(grid), scale).flatten(1).T for scale in scales])
+
+
+def coupling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
+    """What each scale, lifted to the grid, gives to the means at every other: (L, L)."""
+    return pooling(scales, grid) @ torch.cat([lifting(scale, grid) for scale in scales], dim=1)
+
+
+lifting_matrix = cached_matrix(lifting)
+pooling_matrix = cached_matrix(pooling)
+coupling_matrix = cached_matrix(coupling)
 
 
 def prefix_lengths(scales: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
+from .quantization_tokenflow import pool, to_tokens
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -159,7 +160,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         """(num_images, 3, H, H) -> (num_images, N, d_sem + d_pix)"""
         if self.config.feature_strategy.startswith("all_scales"):
             return self._read_codes(self.tokenizer.encode(pixel_values).codes)
-        return flatten_maps(self.tokenizer.quantize(pixel_values).quantized)
+        return to_tokens(self.tokenizer.quantize(pixel_values).quantized)
 
     @torch.no_grad()
     def _read_codes(self, codes: torch.Tensor) -> torch.Tensor:
@@ -177,9 +178,9 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         sums = quantizer.codes_to_features(codes)
         if self.config.feature_strategy == "all_scales":
             scales = enumerate(self.config.tokenizer_config.scales)
-            maps = [F.adaptive_avg_pool2d(sums[:, index], scale) for index, scale in scales]
-            return torch.cat([flatten_maps(part) for part in maps], dim=1)
-        return flatten_maps(sums[:, -1])
+            maps = [pool(sums[:, index], scale) for index, scale in scales]
+            return torch.cat([to_tokens(part) for part in maps], dim=1)
+        return to_tokens(sums[:, -1])
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -385,11 +386,6 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
             number = (inputs_tensor == self.config.image_token_id).sum()
             torch_compilable_check(number == 0, lambda: f"the text has {number} image tokens, but no picture is given")
         return model_kwargs
-
-
-def flatten_maps(features: torch.Tensor) -> torch.Tensor:
-    """Row by row: (B, D, h, w) -> (B, h·w, D)"""
-    return features.flatten(2).transpose(1, 2)
 
 
 __all__ = [

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn import functional as F
 
 from ..modeling_tokenflow import TokenFlowModel
-from ..quantization_tokenflow import nearest_entries
+from ..quantization_tokenflow import nearest_entries, pool
 
 KINDS = SEMANTIC, PIXEL, JOINT = "semantic", "pixel", "joint"
 
@@ -63,7 +62,7 @@ def choices(model: TokenFlowModel, pixel_values: torch.Tensor) -> list[dict[str,
     found = []
     for index, part in enumerate(quantizer.split_codes(codes)):
         residual = features - quantized[:, index - 1] if index else features
-        normalized = quantizer.normalize(F.adaptive_avg_pool2d(residual, part.shape[-1]))
+        normalized = quantizer.normalize(pool(residual, part.shape[-1]))
         chosen = {JOINT: part}
         if min(quantizer.dims) > 0:
             parts = (tensor.split(quantizer.dims, dim=1) for tensor in (normalized, entries))
