@@ -99,7 +99,8 @@ def revive(description: Any) -> Any:
     """A random tensor in place of its stand-in."""
     if isinstance(description, tuple) and description and description[0] == "tensor":
         _, shape, stride, dtype = description
-        return torch.empty_strided(shape, stride, dtype=dtype).normal_()
+        span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        return torch.empty(max(span, 0), dtype=dtype).normal_().as_strided(shape, stride)  # some are broadcast
     return list(description) if isinstance(description, tuple) else description
 
 

@@ -554,6 +554,10 @@ class TestTrain:
             *("--set", "training.eval_strategy=no", "--set", "training.max_steps=1"),
         )
         assert "must hold settings under data" in fail("train", recipe, "--set", "data=3")
+        assert "by name under evaluation" in fail("train", recipe, "--set", "evaluation.data_dir=x")
+        assert "learning_rate must be a number; got '1e-3x'" in fail(
+            "train", recipe, "--set", "training.learning_rate=1e-3x"
+        )
 
     def test_wrong_recipes(self, recipe):
         recipe.write_text("model: {")

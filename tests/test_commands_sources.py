@@ -14,7 +14,7 @@ from tiny_models import tiny_model
 from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import CommandError, encoding
+from transformers_tokenflow.commands import CommandError, encoding, sources
 from transformers_tokenflow.commands.encoding import decode_pictures, encode_pictures
 from transformers_tokenflow.commands.sources import find_sources
 from transformers_tokenflow.commands.tokenizers import Tokenizer
@@ -162,6 +162,19 @@ def test_metadata_that_can_not_be_read(tmp_path, line):
     (tmp_path / "metadata.jsonl").write_text(line)
     with pytest.raises(CommandError, match="metadata.jsonl"):
         find_sources([tmp_path])
+
+
+def test_metadata_of_which_nothing_is_kept(tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(sources.logger, "warning", warnings.append)
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "an owl"}')
+    find_sources([tmp_path], ["caption"])
+    assert not warnings
+    find_sources([tmp_path])
+    assert not warnings
+    find_sources([tmp_path], [])
+    assert any("columns caption, nothing is kept" in line for line in warnings)
 
 
 def test_mixed_types_in_metadata(tmp_path):

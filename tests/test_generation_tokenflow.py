@@ -749,6 +749,14 @@ def test_grouped_queries(cache_implementation: str):
     assert_plain(output, pictures)
 
 
+def test_checkpointed_layers_in_training_keep_no_cache():
+    model = tiny_text_to_image()[0].train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"call model.eval\(\) before generate"):
+        model.generate(PROMPTS[0][None], guidance_scale=0)
+    assert model.eval().generate(PROMPTS[0][None], guidance_scale=0).codes.shape == (1, 21)
+
+
 def test_training_mode_and_gradients_are_left_as_they_are():
     model = tiny_text_to_image()[0].train()
     codes = model.generate(PROMPTS[0][None], guidance_scale=0.0, seed=0).codes

@@ -156,6 +156,9 @@ class TestSettings:
         assert not torch.equal(one, other)
         pair = codes_of(painter, ["sun", "sun"], seed=[0, 0], negative_prompt=["blurry", "text"], batch_size=2)
         assert torch.equal(pair[0], one) and torch.equal(pair[1], other)
+        for size in (1, 2):  # None is the processor's
+            mixed = codes_of(painter, ["sun", "sun"], seed=[0, 0], negative_prompt=["blurry", None], batch_size=size)
+            assert torch.equal(mixed[0], one) and torch.equal(mixed[1], codes_of(painter, "sun", seed=0))
 
     def test_negative_prompt_of_the_processor(self, folder):
         processor = TokenFlowProcessor.from_pretrained(folder, negative_prompt="blurry")
@@ -208,7 +211,7 @@ class TestGivenPictures:
     def test_coarse_scales_are_kept(self, painter):
         pixel_values = painter.processor(images=photo(60, 40), return_tensors="pt").pixel_values
         expected = painter.model.tokenizer.encode(pixel_values).codes[0]
-        for given in ({"image": photo(60, 40)}, {"codes": expected}, {"codes": expected[None]}):
+        for given in ({"image": photo(60, 40)}, {"codes": expected}, {"codes": expected[None].numpy()}):
             codes = codes_of(painter, "sun", seed=0, keep_scales=2, **given)
             assert torch.equal(codes[:5], expected[:5]) and not torch.equal(codes, expected)
 
@@ -271,7 +274,7 @@ class TestGivenPictures:
         pair = codes_of(painter, ["sun", "sun"], seed=[0, 0], codes=given, mask=masks, batch_size=2)
         for mask, codes in zip(masks, pair, strict=True):
             assert torch.equal(codes, codes_of(painter, "sun", seed=0, codes=given, mask=mask))
-        for batch in (np.stack(masks).astype(bool), torch.tensor(np.stack(masks))):
+        for batch in (np.stack(masks).astype(bool), torch.tensor(np.stack(masks))[:, None]):
             same = codes_of(painter, ["sun", "sun"], seed=[0, 0], codes=given, mask=batch)
             assert torch.equal(torch.stack(same), torch.stack(pair))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_models import tiny_text_to_image
 from tiny_text_to_image_training import code_rows, tiny_arguments
@@ -84,10 +85,16 @@ def test_saved_adapters_load_and_merge(base, trained, tmp_path):
     torch.testing.assert_close(logits_of(again), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_folder_of_adapters_is_a_model_to_transformers(trained, tmp_path):
+def test_folder_of_adapters_is_a_model_to_transformers(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    trained = trainer_of(Path(base.name), tmp_path, max_steps=2)
+    trained.train()
     trained.save_model(str(tmp_path))
+    trained.create_model_card()
+    assert "base_model" not in ModelCard.load(tmp_path / "README.md").data.to_dict()
     with trained.averaged_weights():
         expected = logits_of(trained.model)
+    monkeypatch.chdir(tmp_path)
     torch.testing.assert_close(logits_of(TokenFlowForTextToImage.from_pretrained(tmp_path)), expected)
 
 

@@ -2,6 +2,7 @@
 """What is known of a model from its configuration, and the card that says so on the Hub."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -230,6 +231,8 @@ def combine_cards(card: ModelCard, written: str | None, tags: Iterable[str] = ()
         return add_tags(written, tags)
     before = ModelCard(written, ignore_metadata_errors=True).data.to_dict() if written is not None else {}
     known = {name: value for name, value in before.items() if value}
+    if isinstance(base := known.get("base_model"), str) and Path(base).is_dir():
+        known.pop("base_model")  # peft's card names folders like repositories
     wanted = [*as_list(before.get("tags")), *as_list(card.data.get("tags")), *tags]
     fields = {**card.data.to_dict(), **known, "tags": list(dict.fromkeys(wanted))}
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n{card.text}"

@@ -167,7 +167,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         mask: torch.Tensor | None = None,
         best_of: int | None = None,
         scorer: Scorer | None = None,
-        prune_at: Sequence[int] = (),
+        prune_at: Sequence[int] | None = None,
         cache_implementation: str | None = None,
         output_logits: bool | None = None,
         streamer: BaseStreamer | None = None,
@@ -233,7 +233,9 @@ class NextScaleGenerationMixin(GenerationMixin):
         sampling = Sampling.from_config(config)
         if best_of is None and scorer is not None:
             raise ValueError("the scorer has nothing to choose from: say by best_of how many to draw for each picture")
-        best_of = 1 if best_of is None else best_of
+        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            raise ValueError("gradient checkpointing keeps no cache in training: call model.eval() before generate")
+        best_of, prune_at = 1 if best_of is None else best_of, prune_at or ()
         check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
 
         prompts = left_aligned(input_ids, attention_mask)
@@ -350,6 +352,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             if keep_scales or mask is not None:
                 raise ValueError("keep_scales and mask keep something of a picture: pass its `codes`")
             return None
+        codes = torch.as_tensor(codes)
         self.tokenizer._check_codes(codes)
         parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device))
         if len(parts) < len(scales):
@@ -357,7 +360,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         spread = [spread_over(part, num_prompts, num_images, best_of, "codes") for part in parts]
         redrawn = None
         if mask is not None:
-            grid = self.tokenizer.config.grid_size
+            mask, grid = torch.as_tensor(mask), self.tokenizer.config.grid_size
             mask = (mask[None] if mask.dim() == 2 else mask).to(parts[0].device)
             if mask.dim() != 3 or mask.shape[1:] != (grid, grid):
                 raise ValueError(f"expected a mask of the last scale's grid, {grid}×{grid}; got {tuple(mask.shape)}")

@@ -337,7 +337,8 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             codes: (B, L), all scales or the first few. By default those of `pixel_values`, or of `labels`; with none
                 of them only the first scale is predicted.
             pixel_values: (B, 3, H, H) in [-1, 1], which are encoded; they are the labels too if there are no others.
-            labels: (B, L) codes, -100 where none is to be learned.
+            labels: (B, L) codes, -100 where none is to be learned; where there are no `codes` beside them, later scales
+                are predicted from code 0 in its place.
             end_ids: (B, E) text tokens that follow the image and are learned with it, officially those of "</img>" and
                 the end of the sequence.
             drawn_codes: (B, L), what refinement passes are fed (paper §3.3): every scale but the first is predicted
@@ -347,8 +348,9 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             [`TokenFlowTextToImageOutput`]
 
         Raises:
-            ValueError: an empty prompt, codes that end inside a scale, lie outside the codebook or are not as many as
-                prompts, refinement of a picture that is not whole, or end tokens without a text head.
+            ValueError: an empty prompt, pixels and codes together, codes that end inside a scale, lie outside the
+                codebook or are not as many as prompts, refinement of a picture that is not whole or of labels that
+                are not, or end tokens without a text head.
         """
         codes, labels = self._codes_and_labels(codes, pixel_values, labels)
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
@@ -378,6 +380,10 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         end_logits = self._with_text(end_states, self.visual_head(end_states)) if end_ids is not None else None
         loss = None
         if labels is not None:
+            if num_refined and labels.shape[1] != num_codes:
+                raise ValueError(
+                    f"refinement passes are learned with labels of all {num_codes} codes; got {labels.shape[1]}"
+                )
             targets = torch.cat([labels, labels[:, labels.shape[1] - num_refined :]], dim=1)
             loss = self._loss(image_states, logits, targets, end_logits, end_ids)
         return TokenFlowTextToImageOutput(
@@ -425,7 +431,9 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
     def _codes_and_labels(
         self, codes: torch.Tensor | None, pixel_values: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if pixel_values is not None and codes is None:
+        if pixel_values is not None and codes is not None:
+            raise ValueError("a picture comes as pixel_values or as codes, not both")
+        if pixel_values is not None:
             with torch.no_grad():
                 codes = self.tokenizer.encode(pixel_values).codes
             labels = codes if labels is None else labels

@@ -227,11 +227,15 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         A grid that is not the last scale raises a ValueError, except in training, where a list of scales may end early.
         """
         features = self.extract_features(pixel_values)
-        grid, expected = features.shape[-1], (scales or self.config.scales)[-1]
+        grid, size = features.shape[-1], pixel_values.shape[-1]
+        expected = grid if scales is not None and len(scales) == 0 else (scales or self.config.scales)[-1]
         if grid != expected and (scales is None or not self.training):
+            instead = (
+                f"resize them to {self.config.image_size} pixels, or pass" if size != self.config.image_size else "pass"
+            )
             raise ValueError(
-                f"pictures of {pixel_values.shape[-1]} pixels give a grid of {grid}, but the scales end at {expected}: "
-                f"resize them to {self.config.image_size} pixels, or pass scales=[..., {grid}]"
+                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {expected}: {instead} "
+                f"scales=[..., {grid}]"
             )
         return self.quantizer(features, scales, return_loss)
 
@@ -270,6 +274,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         Raises:
             ValueError: the codes end inside a scale, lie outside the codebook, or are no integers.
         """
+        codes = torch.as_tensor(codes)
         self._check_codes(codes)
         return self.decode_features(self.quantizer.codes_to_features(codes, scales)[:, -1])
 
@@ -280,6 +285,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
             raise ValueError(f"expected codes of at least one picture; got none, of shape {tuple(codes.shape)}")
         if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
             return
+        codes = codes.long()  # of unsigned integers torch finds no smallest
         if not 0 <= codes.min() <= codes.max() < self.config.codebook_size:
             raise ValueError(
                 f"codes must lie in [0, {self.config.codebook_size}); got {codes.min().item()} to {codes.max().item()}"

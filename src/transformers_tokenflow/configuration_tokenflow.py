@@ -415,6 +415,8 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if custom_pipelines is not None and __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
+        if self.text_config.model_type != "llama":
+            raise ValueError(f"`text_config` must be a Llama's; got one of type {self.text_config.model_type!r}")
         if self.tokenizer_config.scales[0] != 1:
             raise ValueError(
                 "`tokenizer_config.scales` must begin with 1, which is predicted at the prompt's last token; got "

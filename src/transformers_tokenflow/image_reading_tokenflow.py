@@ -42,24 +42,26 @@ def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
         OSError: what is there is no picture.
     """
     if not os.path.isfile(source):
-        return open_encoded(_fetch(os.fspath(source)))
+        return _open_text(os.fspath(source))
     if os.path.getsize(source) > MAX_FILE_BYTES:
         raise ValueError(f"A picture's file has at most {MAX_FILE_BYTES} bytes, but got {os.path.getsize(source)}.")
     return open_encoded(Path(source).read_bytes())
 
 
-def _fetch(source: str) -> bytes:
+def _open_text(source: str) -> PIL.Image.Image:
     """What an URL or a base64 string, with or without the head of a data URI, holds."""
     if source.startswith(("http://", "https://")):
         # transformers' own client: its name is another one in every version.
         http = image_utils.httpx  # type: ignore[attr-defined]
-        return http.get(source, follow_redirects=True).raise_for_status().content
+        return open_encoded(http.get(source, follow_redirects=True).raise_for_status().content)
     text = source.partition(",")[2] if source.startswith("data:image/") else source
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except ValueError:
+        content = base64.b64decode("".join(text.split()), validate=True)
+        PIL.Image.open(io.BytesIO(content))
+    except (ValueError, PIL.UnidentifiedImageError):  # the path of a missing file may be base64, too
         shown = source if len(source) <= 100 else f"{source[:100]}…"
         raise ValueError(f"expected a picture's file, URL or base64 string; got {shown!r}") from None
+    return open_encoded(content)
 
 
 def open_encoded(content: bytes) -> PIL.Image.Image:

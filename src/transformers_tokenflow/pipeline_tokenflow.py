@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
+from .processing_tokenflow import separate_masks
 from .push_tokenflow import PUSH_ARGUMENTS
 from .sampling_tokenflow import plain_seeds
 
@@ -167,7 +168,10 @@ class TextToImagePipeline(Pipeline):
         """What `generate` is given of B prompts."""
         first = requests[0]
         negative = [request.negative_prompt for request in requests]
-        inputs: dict[str, Any] = self.processor.prepare_generation(texts, None if negative[0] is None else negative)
+        if any(text is None for text in negative):
+            default = self.processor.negative_prompt
+            negative = None if not any(negative) else [default if text is None else text for text in negative]
+        inputs: dict[str, Any] = self.processor.prepare_generation(texts, negative)
         if first.seed is not None:
             inputs["seed"] = [request.seed for request in requests]
         elif isinstance(first.generators, torch.Generator):
@@ -175,7 +179,7 @@ class TextToImagePipeline(Pipeline):
         elif first.generators is not None:
             inputs["generator"] = [source for request in requests for source in request.generators]
         if first.codes is not None:
-            inputs["codes"] = torch.stack([request.codes for request in requests])
+            inputs["codes"] = torch.stack([torch.as_tensor(request.codes) for request in requests])
         elif first.image is not None:
             images = [request.image for request in requests]
             pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
@@ -268,12 +272,13 @@ def make_requests(
 
 def one_each(value: Any, name: str) -> Any:
     """A batch (B, ...) of arrays as a list, and of a single one as itself; anything else as it is."""
-    axes = {"codes": 1, "mask": 2, "image": 3}.get(name)
-    if not isinstance(value, (np.ndarray, torch.Tensor)) or value.ndim != axes + 1:
+    if not isinstance(value, (np.ndarray, torch.Tensor)):
         return value
-    if name == "mask" and value.shape[-1] <= 4:
-        return value  # a picture (H, W, channels)
-    return value[0] if len(value) == 1 else list(value)
+    if name == "mask":
+        parts = separate_masks(value)
+    else:
+        parts = list(value) if value.ndim == {"codes": 2, "image": 4}.get(name) else [value]
+    return parts[0] if len(parts) == 1 else parts
 
 
 def for_each(value: Any, texts: Iterable[str], name: str, per_text: int = 1) -> Iterator[Any]:

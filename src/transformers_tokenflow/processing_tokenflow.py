@@ -246,8 +246,8 @@ class TokenFlowProcessor(ConversationProcessorMixin):
 
         Args:
             mask: where a picture is drawn anew: white, true or 1. A picture, a path, or an array (H, W), of any size:
-                it is cut to size as a picture of its size would be. One of the grid's own size is taken as it is. Or a
-                list of masks.
+                it is cut to size as a picture of its size would be. One of the grid's own size is taken as it is. Or
+                several of them: a list, or an array (B, H, W) or (B, 1, H, W).
             grid_size: side of the last scale's map of tokens.
 
         Returns:
@@ -256,13 +256,15 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         Raises:
             ValueError: a mask has no such token.
         """
-        masks = [self._mask_tokens(item, grid_size) for item in (mask if isinstance(mask, (list, tuple)) else [mask])]
+        masks = [self._mask_tokens(item, grid_size) for item in separate_masks(mask)]
         if not all(part.any() for part in masks):
             raise ValueError("a mask is true, or white, where to draw; got one that is nowhere so for half a token")
         return torch.stack(masks)
 
     def _mask_tokens(self, mask: Any, grid_size: int) -> torch.Tensor:
         """One mask -> (grid, grid) bool"""
+        if isinstance(mask, (np.ndarray, torch.Tensor)) and mask.ndim == 3 and mask.shape[0] == 1:
+            mask = mask[0]
         if isinstance(mask, (np.ndarray, torch.Tensor)) and mask.ndim == 2:
             values = torch.as_tensor(mask)
             if values.shape == (grid_size, grid_size):
@@ -280,6 +282,14 @@ class TokenFlowProcessor(ConversationProcessorMixin):
     def post_process_image(self, pixel_values: Any, output_type: str = "pil") -> Any:
         """The same as `postprocess`."""
         return self.postprocess(pixel_values, output_type)
+
+
+def separate_masks(mask: Any) -> list[Any]:
+    """The masks of a list or of an array (B, H, W), (B, 1, H, W) or (B, H, W, channels), or the only one there is."""
+    if isinstance(mask, (np.ndarray, torch.Tensor)):
+        is_picture = mask.ndim == 3 and mask.shape[2] in (1, 3, 4) and mask.shape[1] != mask.shape[2]
+        return [mask] if mask.ndim < 3 or is_picture else list(mask)
+    return list(mask) if isinstance(mask, (list, tuple)) else [mask]
 
 
 def check_text_options(kwargs: dict[str, Any]) -> None:

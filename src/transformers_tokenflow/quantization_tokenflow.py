@@ -177,7 +177,7 @@ class TokenFlowQuantizer(nn.Module):
 
         Raises:
             ValueError: the features have other channels, are not square, or are smaller than the last scale; or the
-                scales do not grow.
+                scales do not ascend.
         """
         scales = self.scales if scales is None else scales
         self._check_features(features, scales)
@@ -228,8 +228,8 @@ class TokenFlowQuantizer(nn.Module):
         return torch.cat(codes, dim=1), residual
 
     def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
-        if not scales or scales[0] < 1 or list(scales) != sorted(set(scales)):
-            raise ValueError(f"scales are sides of token maps, each larger than the one before; got {scales}")
+        if not scales or scales[0] < 1 or list(scales) != sorted(scales):
+            raise ValueError(f"scales are positive sides in ascending order, coarse first; got {scales}")
         shape = tuple(features.shape)
         if len(shape) != 4 or shape[1] != sum(self.dims) or shape[2] != shape[3] or shape[3] < scales[-1]:
             raise ValueError(

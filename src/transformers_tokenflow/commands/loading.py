@@ -60,6 +60,11 @@ def read_config_fields(name: str) -> dict[str, Any]:
         hint = f"; `tokenflow convert {name} FOLDER` makes one of a checkpoint"
         raise CommandError(f"{name} is a file, but a model is a folder{hint}")
     if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise CommandError(
+                f"{name} holds adapters: merge them into their model (peft's `merge_and_unload`), as docs/tutorials/"
+                "fine-tune.md shows, or load them in Python, by the pipeline or AutoModel"
+            )
         raise CommandError(f"{name} holds no model: it has no config.json")
     if not path.exists() and not HUB_REPOSITORY.fullmatch(name):
         raise CommandError(f"there is no folder {name}")

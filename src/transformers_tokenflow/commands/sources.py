@@ -16,11 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from transformers.utils import logging
 
 from ..image_reading_tokenflow import open_encoded, open_picture
 from . import CommandError, one_line
 from .code_files import COLUMNS
 from .pictures import PictureFile, Source, find_pictures, path_text
+
+logger = logging.get_logger(__name__)
 
 # The column that is always kept, where there is one: `imagefolder` calls captions so.
 TEXT = "text"
@@ -35,20 +38,21 @@ class Sources:
     fields: list[pa.Field]
 
 
-def find_sources(paths: Iterable[Path], keep: Iterable[str] = ()) -> Sources:
+def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> Sources:
     """
     The pictures of files, of folders, and of parquet files with a column of pictures, on their own or in folders.
 
     Of a folder's `metadata.jsonl` or `metadata.csv`, as `datasets` reads them, and of parquet files, the column `text`
-    is kept, and those that are asked for.
+    is kept, and those that are asked for; a warning says of which metadata nothing is.
 
     Args:
         paths: files and folders.
-        keep: names of columns.
+        keep: names of columns; None where what is known about pictures does not matter.
 
     Raises:
         CommandError: a column is nowhere, has several types, or a file of metadata can't be read.
     """
+    is_kept, keep = keep is not None, list(keep or ())
     names = list(dict.fromkeys([TEXT, *keep]))
     if taken := sorted(set(names) & set(COLUMNS.names)):
         raise CommandError(f"{', '.join(taken)} can't be kept: the file of codes has columns of its own called so")
@@ -64,6 +68,9 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] = ()) -> Sources:
             files = (PictureFile(file, folder.known(file)) for file in find_pictures([path]))
             pictures.update((file.name, file) for file in files)
             note_types(types, folder.types(), path)
+            if is_kept and folder.is_forgotten():
+                columns = ", ".join(sorted(folder.columns))
+                logger.warning(f"of the metadata in {path}, columns {columns}, nothing is kept: name those to keep")
     if missing := [name for name in keep if name not in types]:
         raise CommandError(f"nothing here has a column {', '.join(missing)} that could be kept")
     return Sources(list(pictures.values()), [pa.field(name, types[name]) for name in names if name in types])
@@ -88,6 +95,7 @@ class PictureFolder:
     def __init__(self, root: Path, names: list[str]):
         self.root, self.names = root if root.is_dir() else root.parent, names
         self.by_folder: dict[Path, dict[str, dict[str, Any]] | None] = {}
+        self.columns: set[str] = set()
 
     def known(self, file: Path) -> dict[str, Any]:
         """What is kept of a picture: the nearest metadata on the way up to the root counts."""
@@ -109,7 +117,12 @@ class PictureFolder:
         rows = {}
         for row in read_metadata(path):
             rows[row["file_name"]] = {name: row[name] for name in self.names if row.get(name) is not None}
+            self.columns |= row.keys() - {"file_name"}
         return rows
+
+    def is_forgotten(self) -> bool:
+        """Whether there is metadata of which nothing is kept, as far as pictures have been asked for."""
+        return bool(self.columns) and not self.columns & set(self.names)
 
     def types(self) -> dict[str, pa.DataType]:
         """The types of the columns found, as far as pictures have been asked for."""

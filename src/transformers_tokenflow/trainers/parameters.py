@@ -3,6 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,4 +109,7 @@ def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None)
         target_modules=r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
         modules_to_save=modules_to_save,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if Path(base := str(model.name_or_path)).is_dir():  # so that the adapters load from wherever they are used
+        config.base_model_name_or_path = str(Path(base).resolve())
+    return adapted

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -71,6 +71,11 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
     for name in ("model", "data", "training"):
         if not isinstance(recipe[name], dict):
             raise ValueError(f"{path} must hold settings under {name}; got {recipe[name]!r}")
+    evaluation = recipe.get("evaluation") or {}
+    if not isinstance(evaluation, dict) or not all(isinstance(data, dict) for data in evaluation.values()):
+        raise ValueError(
+            f"{path} must hold settings of data by name under evaluation, {{NAME: {{...}}}}; got {evaluation}"
+        )
     return recipe
 
 
@@ -178,10 +183,13 @@ def make_arguments(
 ) -> Any:
     """
     Raises:
-        ValueError: a setting is unknown.
+        ValueError: a setting is unknown, or text where a number is asked for.
     """
     if unknown := section.keys() - arguments.__dataclass_fields__.keys():
         raise ValueError(f"{arguments.__name__} has no {', '.join(sorted(unknown))}")
+    types = get_type_hints(arguments)
+    if texts := [name for name, value in section.items() if types[name] in (int, float) and isinstance(value, str)]:
+        raise ValueError(f"{arguments.__name__}.{texts[0]} must be a number; got {section[texts[0]]!r}")
     # YAML reads `no` as false. Of a strategy, such as `eval_strategy: no`, it is the word that is meant.
     words = {name: "no" for name, value in section.items() if value is False and name.endswith("_strategy")}
     return arguments(**{**section, **words})
