@@ -27,16 +27,16 @@ def halve_axis(image: torch.Tensor, axis: int) -> torch.Tensor:
     """
     length = image.shape[axis]
     scale = length / (length // 2)
-    centers = (torch.arange(length // 2, device=image.device, dtype=torch.float64) + 0.5) * scale
+    centers = (torch.arange(length // 2, dtype=torch.float64) + 0.5) * scale  # on the CPU: not every device has float64
     starts, ends = ((centers + side * 0.5 * scale + 0.5).long() for side in (-1, 1))
     is_bytes = image.dtype == torch.uint8
     wide = image.to(torch.int32 if is_bytes else image.dtype).movedim(axis, -1)
-    total, count = wide.new_zeros(()), torch.zeros_like(starts)
+    total, count = wide.new_zeros(()), torch.zeros_like(starts, device=image.device)
     for offset in range(3):
         pixels = starts + offset
         distance = (pixels - centers + 0.5) * (1 / scale)
-        is_inside = (pixels < ends) & (distance > -0.5) & (distance <= 0.5)
-        total = total + wide.index_select(-1, pixels.clamp(max=length - 1)) * is_inside
+        is_inside = ((pixels < ends) & (distance > -0.5) & (distance <= 0.5)).to(image.device)
+        total = total + wide.index_select(-1, pixels.clamp(max=length - 1).to(image.device)) * is_inside
         count = count + is_inside
     halved = ((2 * total + count) // (2 * count)).to(torch.uint8) if is_bytes else total / count
     return halved.movedim(-1, axis)

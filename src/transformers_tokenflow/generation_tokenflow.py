@@ -365,7 +365,9 @@ class NextScaleGenerationMixin(GenerationMixin):
             if mask.dim() != 3 or mask.shape[1:] != (grid, grid):
                 raise ValueError(f"expected a mask of the last scale's grid, {grid}×{grid}; got {tuple(mask.shape)}")
             mask = spread_over(mask, num_prompts, num_images, best_of, "mask").bool().float()
-            redrawn = [F.adaptive_avg_pool2d(mask[:, None], scale)[:, 0] >= 0.5 for scale in scales]
+            # On the CPU: not every device can take means over areas of several sizes.
+            shares = [F.adaptive_avg_pool2d(mask[:, None].cpu(), scale)[:, 0] for scale in scales]
+            redrawn = [(share >= 0.5).to(mask.device) for share in shares]
         return Given(spread, keep_scales, redrawn)
 
     def _start(
