@@ -114,7 +114,7 @@ def draw(
         prompt: its text.
         seed: the same one draws the same picture; none is 0.
         guidance_scale: how much the prompt counts.
-        top_k, top_p: numbers with commas between them, one for each pass over a scale.
+        top_k, top_p: numbers with commas between them, one for each pass over a scale, or one for all.
 
     Returns:
         After every scale, the pictures so far and the names of their scales.
@@ -143,15 +143,15 @@ def draw(
         yield pictures
 
 
-def read_numbers(text: str, kind: type[int] | type[float], name: str) -> list[int] | list[float]:
-    """Numbers with commas between them, or a CommandError."""
+def read_numbers(text: str, kind: type[int] | type[float], name: str) -> Any:
+    """A number, which counts for every pass, or a list of those with commas between them; or a CommandError."""
     try:
         numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         raise CommandError(f"{name} takes numbers with commas between them; got {text!r}") from None
     if len(numbers) > MAX_PASSES:
         raise CommandError(f"{name} may have {MAX_PASSES} numbers, one for each pass over a scale; got {len(numbers)}")
-    return numbers
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 # ---- Questions about pictures ----

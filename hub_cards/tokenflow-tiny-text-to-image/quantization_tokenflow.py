@@ -228,7 +228,8 @@ class TokenFlowQuantizer(nn.Module):
         return torch.cat(codes, dim=1), residual
 
     def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
-        if not scales or scales[0] < 1 or list(scales) != sorted(scales):
+        # `sorted` takes no symbolic sizes, which compilation has for a second resolution.
+        if not scales or scales[0] < 1 or any(first > second for first, second in itertools.pairwise(scales)):
             raise ValueError(f"scales are positive sides in ascending order, coarse first; got {scales}")
         shape = tuple(features.shape)
         if len(shape) != 4 or shape[1] != sum(self.dims) or shape[2] != shape[3] or shape[3] < scales[-1]:
