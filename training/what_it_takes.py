@@ -109,6 +109,8 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 def measure(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Cost:
     """What a step costs whose loss a function computes with a model, on the meta device or on a real one."""
+    with torch.no_grad():
+        loss()  # makes what is made once, and is no part of a step: the quantiser's matrices
     kept = KeptTensors(list(model.parameters()))
     with (
         torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
