@@ -228,13 +228,11 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         """
         features = self.extract_features(pixel_values)
         grid, size = features.shape[-1], pixel_values.shape[-1]
-        expected = grid if scales is not None and len(scales) == 0 else (scales or self.config.scales)[-1]
-        if grid != expected and (scales is None or not self.training):
-            instead = (
-                f"resize them to {self.config.image_size} pixels, or pass" if size != self.config.image_size else "pass"
-            )
+        last = (self.config.scales if scales is None else scales)[-1:]  # that there is one, the quantiser checks
+        if any(scale != grid for scale in last) and (scales is None or not self.training):
+            instead = f"resize them to {self.config.image_size} pixels, or " if size != self.config.image_size else ""
             raise ValueError(
-                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {expected}: {instead} "
+                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {last[0]}: {instead}pass "
                 f"scales=[..., {grid}]"
             )
         return self.quantizer(features, scales, return_loss)
