@@ -75,6 +75,7 @@ docs: setup ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## Measure everything against the naive ways, LLaVA and the machine; BENCH_ARGS="training --quick" a part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[low-bits]'
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 constraints: setup ## Write the installed versions to constraints.txt

@@ -188,6 +188,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Measure weights of 8 and 4 bits."""
+    if not configurations():
+        raise SystemExit("neither torchao nor bitsandbytes is installed, which `pip install -e '.[low-bits]'` does")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer that it casts
     repeats = 2 if quick else 7
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32

@@ -42,6 +42,12 @@ def test_pictures_and_questions_are_there():
     assert len(low_bits.PICTURES) == 8 and len(set(low_bits.QUESTIONS)) == 6
 
 
+def test_without_a_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(low_bits, "configurations", dict)
+    with pytest.raises(SystemExit, match="low-bits"):
+        low_bits.main(quick=True)
+
+
 @pytest.mark.slow
 @needs_torchao
 def test_all_of_it(tmp_path):
