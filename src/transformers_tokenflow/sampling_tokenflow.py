@@ -210,7 +210,10 @@ def sample(
     scores, entries = best_scores(logits, top_k, is_sorted=top_p > 0)
     probabilities = (scores / temperature).softmax(dim=-1)
     if 0 < top_p < 1:
-        probabilities = probabilities.masked_fill(beyond_top_p(probabilities, top_p), 0.0)
+        is_dropped = beyond_top_p(probabilities, top_p)
+        num_kept = int((~is_dropped).sum(dim=-1).max())
+        probabilities = probabilities.masked_fill(is_dropped, 0.0)[..., :num_kept]
+        entries = entries[..., :num_kept]
     if entries is not None:  # in an order of their own: that of entries which tie depends on the rest of the batch
         entries, order = entries.sort(dim=-1)
         probabilities = probabilities.gather(-1, order)
