@@ -617,6 +617,14 @@ def test_streamers_get_every_pass():
     assert torch.equal(torch.cat([put[0], put[3], put[6]], dim=1), output.codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16])
+def test_codes_of_any_integer_type_are_given(dtype: torch.dtype):
+    given, mask = some_codes().to(dtype), torch.eye(4)
+    for keep in ({"keep_scales": 1}, {"mask": mask}):
+        codes = draw(codes=given, **keep).codes
+        assert codes.dtype == torch.long and torch.equal(codes, draw(codes=some_codes(), **keep).codes)
+
+
 def test_callbacks_get_the_codes_so_far():
     calls = []
 

@@ -167,6 +167,13 @@ def test_pixels_of_another_shape(shape: tuple[int, ...]):
         tiny_model("clip").encode(torch.zeros(shape))
 
 
+def test_pictures_that_patches_do_not_fill():
+    model = tiny_model("pixel", pixel_patch_size=2)
+    size = model.config.image_size + 1
+    with pytest.raises(ValueError, match=f"a multiple of 2 pixels a side; got {size}"):
+        model.encode(torch.zeros(1, 3, size, size))
+
+
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_pictures_smaller_than_a_token(kind: str):
     model = tiny_model(kind)

@@ -265,6 +265,8 @@ def test_scores_of_other_language_models_are_their_own(text_type: str):
     ("text_config", "message"),
     [
         ({"model_type": "phi"}, "'phi' can't be used: its head has a bias"),
+        ({"model_type": "phimoe", "lm_head_bias": True}, "'phimoe' can't be used: its head has a bias"),
+        ({"model_type": "ernie4_5_moe", "use_bias": True}, "'ernie4_5_moe' can't be used: its head has a bias"),
         ({"model_type": "cohere"}, "'cohere' can't be used: its head has logit_scale=0.0625"),
         ({"model_type": "granite", "logits_scaling": 8.0}, "its head has logits_scaling=8.0"),
         ({"model_type": "gemma2"}, "its head has final_logit_softcapping=30.0"),

@@ -14,7 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers_tokenflow import TokenFlowQuantizer, quantization_tokenflow
 from transformers_tokenflow.quantization_tokenflow import (
     TokenFlowCodebook,
+    coupling_matrix,
+    lifting_matrix,
     nearest_entries,
+    pooling_matrix,
     prefix_lengths,
     resize,
     to_tokens,
@@ -110,7 +113,7 @@ def test_memory_of_the_search_is_bounded():
         return original(keys, queries, out=out)
 
     with (
-        mock.patch.object(quantization_tokenflow, "SEARCH_CHUNK", 4096),
+        mock.patch.object(quantization_tokenflow, "CPU_SEARCH_CHUNK", 4096),
         mock.patch.object(torch, "mm", record),
     ):
         nearest_entries(torch.randn(1000, 4), torch.randn(96, 4))
@@ -501,6 +504,76 @@ def test_the_table_survives_inference_mode():
     quantizer(features.requires_grad_()).commitment_loss.backward()
     with torch.inference_mode():
         assert torch.equal(make_quantizer([1, 2])(features).codes, expected)
+
+
+def test_what_is_written_behind_torchs_back_counts():
+    """As averaged weights are put in a model's place, by diffusers and others."""
+    quantizer, features = make_quantizer([1, 2]).eval(), make_features(1, 2)
+    with torch.no_grad():
+        before = quantizer(features).codes
+        for part in quantizer.codebook.parameters():
+            part.data.copy_(part.data.flip(0))
+        assert torch.equal(quantizer(features).codes, len(quantizer.codebook.pixel) - 1 - before)
+
+
+def test_frozen_entries_are_normalised_once_also_with_gradients():
+    quantizer, features = make_quantizer([1, 2, 3]).eval().requires_grad_(False), make_features(1, 3)
+    with mock.patch.object(quantizer.codebook, "_entries", wraps=quantizer.codebook._entries) as made:
+        codes = quantizer(features.requires_grad_()).codes
+        quantizer.next_scale_inputs(codes)
+    assert made.call_count == 1
+
+
+def test_entries_learn_from_the_quantisers_losses_alone_whatever_is_frozen():
+    quantizer, features = make_quantizer([1, 2]), make_features(1, 2)
+    assert not quantizer(features).quantized.requires_grad
+    quantizer(features).codebook_loss.backward()
+    assert quantizer.codebook.pixel.grad.abs().sum() > 0
+
+
+def test_a_new_quantiser_has_entries():
+    torch.manual_seed(0)
+    quantizer = TokenFlowQuantizer([1, 2, 4], 512)
+    output = quantizer(torch.randn(2, 40, 4, 4))
+    assert output.codebook_loss.isfinite() and len(output.codes.unique()) > 20
+
+
+def test_the_quantised_features_are_contiguous():
+    assert make_quantizer([1, 2])(make_features(2, 2)).quantized.is_contiguous()
+
+
+def test_one_scale_needs_no_coupling():
+    with mock.patch.object(quantization_tokenflow, "coupling_matrix", side_effect=AssertionError):
+        make_quantizer([4])(make_features(1, 4))
+
+
+def test_what_an_export_traces_is_not_kept():
+    quantizer, features = make_quantizer([1, 2, 5]).eval(), make_features(1, 5)
+    for matrix in (pooling_matrix, coupling_matrix, lifting_matrix):
+        matrix.__closure__[0].cell_contents.cache_clear()
+
+    class Codes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quantizer = quantizer
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.quantizer(features, return_loss=False).codes
+
+    exported = torch.export.export(Codes(), (features,))
+    assert type(pooling_matrix((1, 2, 5), 5, features.device)) is torch.Tensor
+    assert torch.equal(exported.module()(features), quantizer(features).codes)
+
+
+def test_compiled_once_for_all_numbers_of_pictures():
+    torch.compiler.reset()
+    quantizer = make_quantizer([1, 2]).eval()
+    compiled = torch.compile(quantizer, backend="eager", fullgraph=True)
+    with torch.no_grad(), mock.patch.object(torch._dynamo.config, "recompile_limit", 2):
+        for number in range(1, 7):
+            features = make_features(number, 2)
+            assert torch.equal(compiled(features).codes, quantizer(features).codes)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -109,6 +109,15 @@ def test_one_takes_the_best(seed: int):
     assert torch.equal(sample(logits, 0, 1e-6, 1.0, torch.full((2, 5), ALMOST_ONE)), best)
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers(top_k: int, value: float):
+    logits = make_logits(1, 4, 9)
+    logits[0, 2, 5] = value
+    with pytest.raises(ValueError, match="scores are no finite numbers"):
+        sample(logits, top_k, 0.5, 1.0, torch.rand(1, 4))
+
+
 def test_entries_that_tie_with_the_last_one_remain():
     logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 0.0])
     assert kept(logits, top_k=2, top_p=0.0) == [1, 2, 3, 4]

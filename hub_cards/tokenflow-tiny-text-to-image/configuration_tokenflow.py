@@ -310,7 +310,9 @@ def check_head(text_config: PreTrainedConfig) -> None:
         for name in HEAD_SETTINGS
         if getattr(text_config, name, 1) not in (None, 1)
     ]
-    if text_config.model_type in BIASED_HEADS:
+    if text_config.model_type in BIASED_HEADS or any(
+        getattr(text_config, name, False) for name in ("lm_head_bias", BIAS_SETTINGS.get(text_config.model_type, ""))
+    ):
         found.append("a bias")
     if found:
         raise ValueError(
@@ -438,7 +440,9 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
 UNDERSTANDING_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 # What language models do to the scores of their heads, beside a linear map; 1 or None leaves them as they are.
 HEAD_SETTINGS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "logits_soft_cap")
+# Language models whose heads always have a bias, and those that call it otherwise than `lm_head_bias`.
 BIASED_HEADS = ("phi",)
+BIAS_SETTINGS = {"ernie4_5_moe": "use_bias"}
 FEATURE_STRATEGIES = ("last_scale", "last_scale_semantic", "all_scales", "all_scales_residual")
 
 QWEN_2_5_14B = {

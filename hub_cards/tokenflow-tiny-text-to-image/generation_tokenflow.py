@@ -39,7 +39,7 @@ class NextScaleGenerationOutput(ModelOutput):
             Views of `codes`, one `(N, h_s, w_s)` per scale.
         logits (`tuple(torch.FloatTensor)`, *optional*, with `output_logits=True`):
             Guided scores `(N, tokens, K)` of every pass, in fp32, before temperature and filters.
-        scores (`torch.FloatTensor` of shape `(N,)`, *optional*, with `best_of`):
+        scores (`torch.FloatTensor` of shape `(N,)`, *optional*, with `best_of` above 1):
             What the scorer gave to each.
     """
 
@@ -221,7 +221,7 @@ class NextScaleGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: an argument is unknown or out of range, does not fit another, or is one of transformers' that
-                means nothing here, such as `num_beams`.
+                means nothing here, such as `num_beams`; or scores are no finite numbers.
         """
         own = {name: value for name, value in locals().items() if name in SETTINGS and value is not None}
         config, unused = self._prepare_generation_config(generation_config, **own, **kwargs)
@@ -354,7 +354,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             return None
         codes = torch.as_tensor(codes)
         self.tokenizer._check_codes(codes)
-        parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device))
+        parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device, torch.long))
         if len(parts) < len(scales):
             raise ValueError(f"expected codes of all {len(scales)} scales; got {tuple(codes.shape)}")
         spread = [spread_over(part, num_prompts, num_images, best_of, "codes") for part in parts]

@@ -211,6 +211,9 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         smallest = self.config.image_size // self.config.grid_size
         if shape[2] < smallest:
             raise ValueError(f"expected pixel_values of at least {smallest} pixels a side, a token's; got {shape[2]}")
+        patch = self.config.pixel_patch_size
+        if self.semantic_encoder is None and shape[2] % patch:
+            raise ValueError(f"expected pixel_values of a multiple of {patch} pixels a side; got {shape[2]}")
         if not pixel_values.is_floating_point():
             raise ValueError(f"expected pixel_values to be floats in [-1, 1]; got {pixel_values.dtype}")
         if self.training or torch.compiler.is_compiling() or pixel_values.is_meta:

@@ -494,7 +494,8 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         scores = self._with_text(states[:, :length], logits[:, :length])
         targets = torch.where(labels >= 0, labels + scores.shape[-1] - logits.shape[-1], -100)
         if end_logits is not None:
-            scores, targets = torch.cat([scores, end_logits], dim=1), torch.cat([targets, end_ids], dim=1)
+            scores = torch.cat([scores, end_logits], dim=1)
+            targets = torch.cat([targets, end_ids.to(targets.device)], dim=1)
         return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten().to(scores.device))
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
-# Scores that the search holds at a time (fp32: 4 MB): enough for full matrix-product speed, little enough to stay in
-# the processor's cache.
-SEARCH_CHUNK = 2**20
+# Scores that the search holds at a time. On a CPU (fp32: 4 MB) enough for full matrix-product speed and little enough to
+# stay in its cache; elsewhere (64 MB) enough to keep the device busy.
+CPU_SEARCH_CHUNK, SEARCH_CHUNK = 2**20, 2**24
 
 
 @dataclass
@@ -47,7 +47,8 @@ def nearest_entries(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     Chunks of queries bound the memory. Entries run along the first axis of a chunk's scores, so that the maximum over
     blocks of entries vectorises along the queries; the winner is then looked for inside its block alone. All chunks
     share one buffer: fresh memory for each would cost more than the products. Of equal entries the first wins. (`max`
-    gives indices as `argmax` does, several times faster.)
+    gives indices as `argmax` does, several times faster.) A compiled search holds all scores: a loop would be unrolled
+    for each number of queries.
 
     Args:
         queries: (N, D).
@@ -56,10 +57,12 @@ def nearest_entries(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     Returns:
         (N,) long.
     """
+    if torch.compiler.is_compiling():
+        return (queries @ keys.T).max(dim=1).indices
     num_keys = len(keys)
     block = math.gcd(num_keys, 64)
     found = torch.empty(len(queries), dtype=torch.long, device=queries.device)
-    chunk = max(1, SEARCH_CHUNK // num_keys)
+    chunk = max(1, (CPU_SEARCH_CHUNK if keys.device.type == "cpu" else SEARCH_CHUNK) // num_keys)
     columns = torch.arange(min(chunk, len(queries)), device=queries.device)
     buffer = keys.new_empty(num_keys * min(chunk, len(queries)))
     for start in range(0, len(queries), chunk):
@@ -79,7 +82,13 @@ class TokenFlowCodebook(nn.Module):
         super().__init__()
         self.semantic = nn.Parameter(torch.empty(size, semantic_dim))
         self.pixel = nn.Parameter(torch.empty(size, pixel_dim))
-        self._cache: tuple[list, list[torch.Tensor], torch.Tensor] | None = None
+        self._cache: tuple[list[torch.Tensor], torch.Tensor] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Entries as random directions."""
+        for part in (self.semantic, self.pixel):
+            nn.init.uniform_(part, -1.0, 1.0)
 
     def forward(self) -> torch.Tensor:
         """
@@ -89,13 +98,13 @@ class TokenFlowCodebook(nn.Module):
             ValueError: in evaluation, entries are no finite numbers, of which a search would find nothing else.
         """
         parts = [self.semantic, self.pixel]
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or parts[0].is_inference():
+        is_trained = self.training or (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
+        if is_trained or torch.compiler.is_compiling() or parts[0].is_inference() or parts[0].is_meta:
             return self._entries()
-        state = [(part.data_ptr(), part._version) for part in parts]
-        if self._cache is None or self._cache[0] != state:
-            # The parts are held as well: while they live, no other tensors can get their addresses.
-            self._cache = (state, [part.detach() for part in parts], self._entries())
-        return self._cache[-1]
+        if self._cache is None or not all(map(is_same, self._cache[0], parts)):
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = ([part.clone() for part in parts], self._entries())
+        return self._cache[1]
 
     def _entries(self) -> torch.Tensor:
         parts = [F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel)]
@@ -104,11 +113,6 @@ class TokenFlowCodebook(nn.Module):
         if is_checked and not entries.isfinite().all():
             raise ValueError("the codebook holds entries that are no finite numbers: its file must be damaged")
         return entries
-
-    def train(self, mode: bool = True) -> "TokenFlowCodebook":
-        """As of any module. What is written to `.data` goes unnoticed, so that a change of mode starts afresh."""
-        self._cache = None
-        return super().train(mode)
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_cache": None}
@@ -121,6 +125,11 @@ class TokenFlowCodebook(nn.Module):
             return tensor.to(result.device) if result.dtype in (torch.float16, torch.bfloat16) else result
 
         return super()._apply(apply, recurse)
+
+
+def is_same(kept: torch.Tensor, part: torch.Tensor) -> bool:
+    """Whether a parameter is what it was. Its values tell: of what is written to `.data` torch counts no version."""
+    return kept.device == part.device and torch.equal(kept, part)
 
 
 class TokenFlowQuantizer(nn.Module):
@@ -194,11 +203,14 @@ class TokenFlowQuantizer(nn.Module):
                 normalized = self.normalize(residual + (pooled - pooled.detach()), dim=2)
                 if return_loss:
                     losses = self.losses(normalized, chosen, entries, scales)
-                chosen = normalized + (chosen - normalized).detach() if pooled.requires_grad else chosen
+                # Entries learn from the quantiser's losses alone, also from features without a gradient.
+                chosen = chosen.detach()
+                chosen = normalized + (chosen - normalized.detach()) if pooled.requires_grad else chosen
             parts = chosen.split([scale * scale for scale in scales], dim=1)
             contributions = (lift(part, scale, grid) for part, scale in zip(parts, scales, strict=True))
             quantized = functools.reduce(torch.add, contributions)
-        return TokenFlowQuantizerOutput(to_map(quantized, grid).to(features.dtype), codes, *losses)
+        quantized = to_map(quantized, grid).to(features.dtype).contiguous()
+        return TokenFlowQuantizerOutput(quantized, codes, *losses)
 
     @torch.no_grad()
     def _decide(
@@ -219,11 +231,12 @@ class TokenFlowQuantizer(nn.Module):
         Returns:
             Codes (B, L), and the residual that each of them stands for (B, L, D).
         """
-        coupling = coupling_matrix(tuple(scales), grid, residual.device)
+        coupling = coupling_matrix(tuple(scales), grid, residual.device) if len(scales) > 1 else None
         residual, codes, start = residual.clone(), [], 0
         for end in prefix_lengths(scales):
             codes.append(self.assign(self.normalize(residual[:, start:end], dim=2), entries))
-            residual[:, end:] -= coupling[end:, start:end] @ F.embedding(codes[-1], entries)
+            if end < residual.shape[1]:
+                residual[:, end:] -= coupling[end:, start:end] @ F.embedding(codes[-1], entries)
             start = end
         return torch.cat(codes, dim=1), residual
 
@@ -428,16 +441,19 @@ def pool(features: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def cached_matrix(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Made once, on the CPU in fp64, whatever mode or type the caller computes in; to compilers a constant."""
+    """Made once, on the CPU in fp64, whatever mode or type the caller computes in."""
 
-    @torch.compiler.assume_constant_result
     @functools.lru_cache(maxsize=128)
-    @functools.wraps(make)
-    def cached(scales: int | tuple[int, ...], grid: int, device: torch.device) -> torch.Tensor:
+    def kept(scales: int | tuple[int, ...], grid: int, device: torch.device) -> torch.Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return make(scales, grid).float().contiguous().to(device)
 
-    return cached
+    @functools.wraps(make)
+    def matrix(scales: int | tuple[int, ...], grid: int, device: torch.device) -> torch.Tensor:
+        # Tracing makes it anew: a traced tensor has no values, and would be kept for all calls to come.
+        return (kept.__wrapped__ if torch.compiler.is_compiling() else kept)(scales, grid, device)
+
+    return matrix
 
 
 def unit_maps(side: int) -> torch.Tensor:
@@ -445,19 +461,29 @@ def unit_maps(side: int) -> torch.Tensor:
     return torch.eye(side * side, dtype=torch.float64, device="cpu").view(-1, 1, side, side)
 
 
+def lifted(scale: int, grid: int) -> torch.Tensor:
+    """A bicubic resize of a scale's unit maps to a grid: (scale², 1, grid, grid)."""
+    return F.interpolate(unit_maps(scale), size=(grid, grid), mode="bicubic")
+
+
+def area_means(maps: torch.Tensor, scales: tuple[int, ...]) -> torch.Tensor:
+    """The means over areas that maps have at all scales: (N, 1, grid, grid) -> (L, N)"""
+    return torch.cat([F.adaptive_avg_pool2d(maps, scale).flatten(1).T for scale in scales])
+
+
 def lifting(scale: int, grid: int) -> torch.Tensor:
-    """A bicubic resize of a scale's map to a grid: (grid², scale²)."""
-    return F.interpolate(unit_maps(scale), size=(grid, grid), mode="bicubic").flatten(1).T
+    """A resize of a scale's tokens to a grid's: (grid², scale²)."""
+    return lifted(scale, grid).flatten(1).T
 
 
 def pooling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
-    """The means over areas that a map on a grid has at all scales: (L, grid²)."""
-    return torch.cat([F.adaptive_avg_pool2d(unit_maps(grid), scale).flatten(1).T for scale in scales])
+    """A grid's tokens to those of all scales: (L, grid²)."""
+    return area_means(unit_maps(grid), scales)
 
 
 def coupling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
-    """What each scale, lifted to the grid, gives to the means at every other: (L, L)."""
-    return pooling(scales, grid) @ torch.cat([lifting(scale, grid) for scale in scales], dim=1)
+    """What each scale but the last, lifted to the grid, gives to the means at every other: (L, L - those of the last)."""
+    return area_means(torch.cat([lifted(scale, grid) for scale in scales[:-1]]), scales)
 
 
 lifting_matrix = cached_matrix(lifting)

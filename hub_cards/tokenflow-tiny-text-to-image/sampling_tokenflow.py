@@ -20,7 +20,7 @@ HARMLESS = (
     "return_dict_in_generate",
     "use_cache",
 )
-# Arguments of `generate`, which a configuration may hold.
+# Arguments of `generate`, which a configuration may hold ("preallocated" transformers lets none hold, nor need one).
 ARGUMENTS = ("cache_implementation", "output_logits")
 # Entries that tie with the last of the best `top_k` remain, however many they are. In half precision a few often do:
 # taken along at once, they save a second search.
@@ -204,9 +204,14 @@ def sample(
 
     Returns:
         (N, T) long.
+
+    Raises:
+        ValueError: scores are no finite numbers.
     """
     if top_k == 1:
-        return logits.argmax(dim=-1)
+        best = logits.max(dim=-1)
+        check_finite(best.values)
+        return best.indices
     scores, entries = best_scores(logits, top_k, is_sorted=top_p > 0)
     probabilities = (scores / temperature).softmax(dim=-1)
     if 0 < top_p < 1:
@@ -218,9 +223,18 @@ def sample(
         entries, order = entries.sort(dim=-1)
         probabilities = probabilities.gather(-1, order)
     cumulative = probabilities.cumsum(dim=-1)
+    check_finite(cumulative[..., -1])
     threshold = uniform[..., None] * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=last_possible(probabilities))
     return chosen[..., 0] if entries is None else entries.gather(-1, chosen)[..., 0]
+
+
+def check_finite(found: torch.Tensor) -> None:
+    """Raise a ValueError where what was found among scores, or summed of them, says that they are no numbers."""
+    if not found.isfinite().all():
+        raise ValueError(
+            "the model's scores are no finite numbers: its weights are damaged, or too large for the type it computes in"
+        )
 
 
 def best_scores(logits: torch.Tensor, top_k: int, is_sorted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

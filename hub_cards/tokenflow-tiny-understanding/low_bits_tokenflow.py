@@ -28,9 +28,9 @@ class TokenFlowLowBitsMixin:
         As of any model.
 
         Args:
-            quantization_config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another. Where it does not list
-                itself what it spares (`modules_to_not_convert`, `llm_int8_skip_modules`), the language model's layers
-                are quantised, and nothing else.
+            quantization_config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another. The language model's
+                layers are quantised, but for those that it lists itself (`modules_to_not_convert`,
+                `llm_int8_skip_modules`), and nothing else.
             args, kwargs: of transformers' `from_pretrained`.
         """
         if quantization_config is not None:
@@ -39,14 +39,14 @@ class TokenFlowLowBitsMixin:
 
     @classmethod
     def _spare(cls, quantization_config: Any) -> Any:
-        """A copy that lists what it spares, if the configuration has a field for it that is empty."""
+        """A copy that lists what it spares, if the configuration has a field for it."""
         if isinstance(quantization_config, dict):
             quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
         quantization_config = copy.copy(quantization_config)
         names = [name for part in cls._modules_to_not_convert for name in (part, f"{cls.base_model_prefix}.{part}")]
         for field in SPARING_FIELDS:
-            if getattr(quantization_config, field, ()) is None:
-                setattr(quantization_config, field, names)
+            if hasattr(quantization_config, field):
+                setattr(quantization_config, field, names + (getattr(quantization_config, field) or []))
         return quantization_config
 
 

@@ -232,7 +232,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
         number = self.config.tokenizer_config.num_image_tokens
         codes = torch.zeros(1, number, dtype=torch.long, device=inputs_embeds.device)
         features = self._read_codes(codes)[:, :0, : self.config.feature_dim].expand(len(inputs_embeds), -1, -1)
-        return self.projector(features).to(inputs_embeds.dtype)
+        return self.projector(features).to(inputs_embeds.device, inputs_embeds.dtype)
 
     @can_return_tuple
     def forward(

@@ -95,7 +95,7 @@ def select_rows(cache: Cache, rows: torch.Tensor) -> None:
             layer.keys, layer.values = layer.keys[rows.to(layer.keys.device)], layer.values[rows.to(layer.keys.device)]
             layer.batch_size = len(rows)
         else:
-            layer.batch_select_indices(rows)
+            layer.batch_select_indices(rows.to(layer.keys.device))
 
 
 def rewind(cache: Cache, num_tokens: int) -> None:

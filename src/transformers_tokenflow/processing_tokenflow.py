@@ -1,10 +1,12 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """The processor: prompts, and pictures, to a model's inputs, and a model's pixels to pictures."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
@@ -13,6 +15,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import logging
 
 from .conversation_tokenflow import ConversationProcessorMixin
+from .image_reading_tokenflow import open_picture
 
 logger = logging.get_logger(__name__)
 
@@ -246,8 +249,9 @@ class TokenFlowProcessor(ConversationProcessorMixin):
 
         Args:
             mask: where a picture is drawn anew: white, true or 1. A picture, a path, or an array (H, W), of any size:
-                it is cut to size as a picture of its size would be. One of the grid's own size is taken as it is. Or
-                several of them: a list, or an array (B, H, W) or (B, 1, H, W).
+                it is cut to size as a picture of its size would be; where a picture is transparent nothing is drawn.
+                One of the grid's own size is taken as it is. Or several of them: a list, or an array (B, H, W) or
+                (B, 1, H, W).
             grid_size: side of the last scale's map of tokens.
 
         Returns:
@@ -270,6 +274,10 @@ class TokenFlowProcessor(ConversationProcessorMixin):
             if values.shape == (grid_size, grid_size):
                 return is_white(values)
             mask = is_white(values)
+        if isinstance(mask, (str, os.PathLike)):
+            mask = open_picture(mask)
+        if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
+            mask = PIL.Image.alpha_composite(PIL.Image.new("RGBA", mask.size, "black"), mask.convert("RGBA"))
         exact = {"do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_convert_rgb": True}
         nearest = {"resample": PILImageResampling.NEAREST, "return_tensors": "pt"}
         values = self.image_processor(images=mask, **exact, **nearest)["pixel_values"].mean(dim=1, keepdim=True)
