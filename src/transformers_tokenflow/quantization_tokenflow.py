@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
-# Scores that the search holds at a time. On a CPU (fp32: 4 MB) enough for full matrix-product speed and little enough to
+# Scores that the search holds at a time. On a CPU (fp32: 4 MB) enough for full matrix-product speed, little enough to
 # stay in its cache; elsewhere (64 MB) enough to keep the device busy.
 CPU_SEARCH_CHUNK, SEARCH_CHUNK = 2**20, 2**24
 
@@ -482,7 +482,7 @@ def pooling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
 
 
 def coupling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
-    """What each scale but the last, lifted to the grid, gives to the means at every other: (L, L - those of the last)."""
+    """What each scale but the last, lifted to the grid, gives to the means at all: (L, L - tokens of the last)."""
     return area_means(torch.cat([lifted(scale, grid) for scale in scales[:-1]]), scales)
 
 

@@ -233,7 +233,7 @@ def check_finite(found: torch.Tensor) -> None:
     """Raise a ValueError where what was found among scores, or summed of them, says that they are no numbers."""
     if not found.isfinite().all():
         raise ValueError(
-            "the model's scores are no finite numbers: its weights are damaged, or too large for the type it computes in"
+            "the model's scores are no finite numbers: its weights are damaged, or too large for its dtype"
         )
 
 
