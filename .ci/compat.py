@@ -37,6 +37,7 @@ QUICK_TESTS = (
     "tests/test_pipeline_tokenflow_diffusers.py",
     "tests/test_processing_tokenflow.py",
     "tests/test_processing_tokenflow_understanding.py",
+    "tests/test_publishing_loading.py",
     "tests/test_remote_code.py",
 )
 # And the official codes, pictures and answers.

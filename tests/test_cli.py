@@ -569,6 +569,7 @@ class TestTrain:
         assert read_settings(["a.b=1e-3", "c=[1, 2]", "d=x=y", "e=0.5", "f="]) == {
             "a.b": 0.001, "c": [1, 2], "d": "x=y", "e": 0.5, "f": None
         }  # fmt: skip
+        assert read_settings(["a={b: 1e-2, c: [-2E3], d: 1e-3x}"]) == {"a": {"b": 0.01, "c": [-2000.0], "d": "1e-3x"}}
         assert nest({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
 
 

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +21,7 @@ from tiny_models import tiny_model
 from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import CommandError, encoding
+from transformers_tokenflow.commands import CommandError, encoding, evaluation
 from transformers_tokenflow.commands.code_files import CodeWriter
 from transformers_tokenflow.commands.processes import ALONE, Processes, launched_processes
 from transformers_tokenflow.commands.tokenizers import Tokenizer
@@ -47,6 +49,24 @@ def test_several_need_accelerate(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(CommandError, match="several processes need accelerate"), launched_processes("cpu"):
+        pass
+
+
+@pytest.mark.parametrize("enter", [launched_processes, evaluation.processes])
+def test_shares_may_take_days(enter, monkeypatch: pytest.MonkeyPatch):
+    state = Mock(process_index=0, num_processes=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", state)
+    with enter("cpu"):
+        pass
+    state.assert_called_once_with(cpu=True, timeout=timedelta(days=30))
+
+
+@pytest.mark.parametrize("enter", [launched_processes, evaluation.processes])
+def test_processes_that_do_not_find_each_other(enter, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", Mock(side_effect=RuntimeError("nobody there")))
+    with pytest.raises(CommandError, match="don't find each other: nobody there"), enter("cpu"):
         pass
 
 

@@ -2,6 +2,8 @@
 """Encoding of pictures with what is known about them: parquet files, and folders with metadata."""
 
 import json
+import shutil
+import weakref
 from pathlib import Path
 
 import datasets
@@ -59,6 +61,30 @@ def folder(tmp_path: Path) -> Path:
 
 def rows_of(path: Path) -> dict[str, dict]:
     return {row["path"].rpartition("/")[2]: row for row in pq.read_table(path).to_pylist()}
+
+
+def test_few_tables_are_open_and_in_memory(table, monkeypatch):
+    """However many there are."""
+    files, groups = [], []
+
+    class File(pq.ParquetFile):
+        def __init__(self, path):
+            super().__init__(path)
+            files.append(self)
+
+        def read_row_group(self, *args, **kwargs):
+            group = super().read_row_group(*args, **kwargs)
+            groups.append(weakref.ref(group))
+            return group
+
+    for number in range(1, 5):
+        shutil.copy(table, table.with_name(f"train-0000{number}.parquet"))
+    monkeypatch.setattr(sources.pq, "ParquetFile", File)
+    found = find_sources([table.parent], ["number"]).pictures
+    assert [picture.read()[1]["number"] for picture in found] == list(range(5)) * 5
+    assert files and all(file.closed for file in files)
+    assert len(groups) == 15, "a group was read twice"
+    assert sum(group() is not None for group in groups) <= 2
 
 
 @pytest.mark.parametrize("whole_folder", [False, True])

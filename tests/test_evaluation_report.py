@@ -103,6 +103,20 @@ class TestResuming:
         assert sorted(sum(shares, [])) == NAMES and [len(share) for share in shares] == [2, 2, 1]
 
 
+def test_only_the_main_process_reads_all_parts(tmp_path, state, monkeypatch):
+    """It may remove them while others are still there."""
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: None)
+    main = Parts(tmp_path / "parts", DESCRIPTION, state)
+    monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    other = Parts(tmp_path / "parts", DESCRIPTION, state)
+    other.add({"b": {"value": 2}})
+    assert other.collect() == ({}, {})
+    monkeypatch.undo()
+    main.add({"a": {"value": 1}})
+    assert main.collect() == ({"a": {"value": 1}, "b": {"value": 2}}, {})
+
+
 def test_parts_are_not_written_at_every_record(tmp_path, state):
     kept = Parts(tmp_path / "parts", DESCRIPTION, state)
     kept.add({"a": {"value": 1}})

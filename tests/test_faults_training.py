@@ -81,6 +81,20 @@ def test_full_disk(undisturbed: SimpleNamespace, tmp_path: Path):
         assert_same(content(tmp_path / "disk" / f"checkpoint-{STEPS}"), undisturbed.content)
 
 
+def test_a_checkpoint_outlives_what_fails_after_it(tmp_path: Path):
+    """Such as a push to the Hub while the network is down."""
+    trainer = MAKERS["tokenizer"](tmp_path)
+    trainer.args.push_to_hub = True
+
+    def push(folder: str) -> None:
+        raise OSError("no network")
+
+    trainer._push_from_checkpoint = push
+    with pytest.raises(OSError, match="^no network$"):
+        trainer.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
 class Spoil(TrainerCallback):
     """Makes a parameter's gradient no number at one step."""
 

@@ -239,6 +239,18 @@ def test_stream_that_is_not_read_again_changes_its_order(recipe):
     assert not torch.equal(first_picture(4), before)
 
 
+def test_data_in_memory_that_begin_anew_change_their_order(recipe):
+    def order(steps: int) -> list[torch.Tensor]:
+        overrides = {"training.ignore_data_skip": True, "training.max_steps": steps}
+        trainer = recipes.make_trainer(recipes.read_recipe(recipe, overrides))
+        sampler = trainer.get_train_dataloader().batch_sampler.sampler
+        return list(sampler)
+
+    before = order(2)
+    recipes.train(recipes.read_recipe(recipe, {"training.max_steps": 2}))
+    assert order(4) != before and sorted(order(4)) == sorted(before)
+
+
 def test_script_for_accelerate_launch(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(
         sys, "argv", ["train.py", str(recipe), "--set", "training.max_steps=1", "--set", "training.learning_rate=2e-3"]

@@ -202,6 +202,7 @@ def test_recipe_from_a_text_model(sources, text_model):
         ({"model.config.hidden_size": 3}, "TokenFlowTextToImageConfig has no fields hidden_size"),
         ({"training.perceptual_loss": "none"}, "TextToImageTrainingArguments has no perceptual_loss"),
         ({"data.text_column": "caption"}, "has no column 'caption'; its columns are codes, text"),
+        ({"training.lora_rank": 2}, "with lora_rank, it is from_pretrained"),
     ],
 )
 def test_bad_settings_are_named(sources, change, message):

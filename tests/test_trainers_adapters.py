@@ -12,6 +12,7 @@ from tiny_models import tiny_text_to_image
 from tiny_text_to_image_training import code_rows, tiny_arguments
 
 from transformers_tokenflow import TextToImageTrainer, TokenFlowForTextToImage
+from transformers_tokenflow.trainers.parameters import add_adapters
 from transformers_tokenflow.trainers.recipe import last_checkpoint
 
 peft = pytest.importorskip("peft")
@@ -121,3 +122,8 @@ def test_modules_that_the_model_does_not_have(base, tmp_path):
         trainer_of(base, tmp_path, lora_modules_to_save=["projector", "visual_hat"])
     with pytest.raises(ValueError, match="leave trainable_parts out"):
         trainer_of(base, tmp_path, trainable_parts=["visual_head"])
+
+
+def test_a_new_model_is_no_folder():
+    adapted = add_adapters(tiny_text_to_image(use_text_head=False)[0], rank=2, modules_to_save=None)
+    assert not adapted.peft_config["default"].base_model_name_or_path

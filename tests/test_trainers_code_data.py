@@ -175,6 +175,17 @@ def test_broken_pictures_of_a_stream_are_skipped(caplog):
     rows = datasets.Dataset.from_dict({"image": images, "text": ["one", "two"]}, features=features)
     assert [example["prompt"] for example in captioned(rows.to_iterable_dataset(), CONFIG, PLAIN)] == ["two"]
     assert "skipped row 0 of shard 0: the picture a.png can't be read" in caplog.text
+    with pytest.raises(ValueError, match="row 0: the picture a.png can't be read"):
+        captioned(rows, CONFIG, PLAIN)[0]
+
+
+def test_a_stream_whose_columns_are_not_known(picture_rows):
+    rows = picture_rows.to_iterable_dataset().map(lambda row: {**row, "text": "a"})
+    assert rows.column_names is None
+    examples = list(captioned(rows, CONFIG, PLAIN, image_column="picture"))
+    transform = PictureTransform(32, train=False)
+    for example, picture in zip(examples, gradient_pictures(4), strict=True):
+        assert torch.equal(torch.as_tensor(example["pixel_values"]), transform(picture, random.Random(0)))
 
 
 def test_batches():

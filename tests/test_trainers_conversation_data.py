@@ -147,6 +147,16 @@ def test_llava_file_with_pictures_in_a_folder(pair, tmp_path, monkeypatch):
     assert examples.lengths == [len(examples[0]["input_ids"]), len(examples[1]["input_ids"])]
 
 
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_texts_that_stand_for_no_picture(pair, tmp_path, column):
+    gradient_pictures(1)[0].save(tmp_path / "owl.png")
+    names = ["", "None", "none", "nan", "owl.png"]
+    values = names if column == "image" else [[name, "", None] for name in names]
+    examples = read(pair, rows_of(**{column: values}, messages=[CHAT] * 5), image_folder=str(tmp_path))
+    assert ["pixel_values" in examples[index] for index in range(5)] == [False] * 4 + [True]
+    assert examples[4]["pixel_values"].shape == (1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     "turns, pictures, message",
     [

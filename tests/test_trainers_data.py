@@ -14,7 +14,7 @@ import torch
 from tiny_training import gradient_pictures, picture_dataset
 from torch.utils.data import DataLoader
 
-from transformers_tokenflow.trainers.data import PictureTransform, load_pictures, to_rgb
+from transformers_tokenflow.trainers.data import PictureDataset, PictureTransform, load_pictures, to_rgb
 
 
 @pytest.fixture(autouse=True)
@@ -221,3 +221,13 @@ def test_missing_column_is_named(sources, streaming):
     options = {**sources["webdataset"], "column": "jpg", "streaming": streaming}
     with pytest.raises(ValueError, match="no column 'jpg'; its columns are .*png"):
         load_pictures(transform=PictureTransform(32), **options)
+
+
+def test_a_broken_picture_in_memory_is_named():
+    images = [datasets.Image().encode_example(gradient_pictures(1)[0]), {"bytes": b"no picture", "path": "a.png"}]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": images}, features=features).cast_column("image", datasets.Image())
+    pictures = PictureDataset(rows, PictureTransform(32))
+    assert pictures[0]["pixel_values"].shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="row 1: the picture a.png can't be read"):
+        pictures[1]

@@ -21,7 +21,7 @@ from tiny_models import tiny_model
 from tiny_text_to_image_training import code_rows
 from tiny_text_to_image_training import tiny_trainer as generator_trainer
 from tiny_training import gradient_pictures, tiny_arguments, tiny_teacher
-from tiny_understanding_training import question_rows
+from tiny_understanding_training import message_rows, question_rows
 from tiny_understanding_training import tiny_trainer as understanding_trainer
 from torch.utils.data import DataLoader
 
@@ -351,6 +351,23 @@ def test_two_processes_go_on_and_count_together(tmp_path: Path):
     train(tmp_path / "alone", str(whole / "checkpoint-2"))  # in another number of processes
     alone = torch.load(tmp_path / "alone" / "checkpoint-4" / EXTRA_STATE_NAME)["stream"]
     assert len(alone["readers"]) == 1
+
+
+@needs_fork
+def test_two_processes_evaluate_a_stream(tmp_path: Path):
+    """Its batches differ in length too."""
+    rows = message_rows(16)
+
+    def evaluate() -> None:
+        trainer = understanding_trainer(tmp_path, per_device_eval_batch_size=2)
+        metrics = trainer.evaluate(rows.to_iterable_dataset())
+        Path(tmp_path, f"{trainer.args.process_index}.json").write_text(json.dumps(metrics))
+
+    run_launched(evaluate, 2)
+    metrics = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    expected = understanding_trainer(tmp_path).evaluate(rows)
+    for name in ("eval_loss", "eval_token_accuracy", "eval_answer_accuracy"):
+        assert metrics[0][name] == metrics[1][name] == pytest.approx(expected[name], abs=1e-5)
 
 
 def test_positions_come_from_the_worker(tmp_path: Path):

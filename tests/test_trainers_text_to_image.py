@@ -16,6 +16,7 @@ from tiny_training import gradient_pictures
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowProcessor
 from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.recipe import last_checkpoint
+from transformers_tokenflow.trainers.streams import ExampleStream
 
 EVERYTHING: dict[str, Any] = {
     "max_steps": 20,
@@ -208,6 +209,14 @@ def test_pictures_are_encoded_by_the_model(tmp_path):
     assert np.isfinite(logged(trainer)[-1]["loss"])
 
 
+def test_rows_are_evaluated_and_streamed_as_those_of_the_constructor(tmp_path):
+    stream = code_rows().to_iterable_dataset().map(dict)
+    trainer = tiny_trainer(tmp_path, rows=stream, max_steps=1)
+    assert isinstance(trainer.train_dataset, ExampleStream)
+    assert trainer.evaluate(code_rows(5))["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert trainer.predict(code_rows(5)).metrics["test_accuracy"] == trainer.evaluate()["eval_accuracy"]
+
+
 def test_official_settings_are_the_defaults(tmp_path):
     args = type(tiny_arguments(tmp_path))(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert (args.learning_rate, args.warmup_steps, args.weight_decay, args.max_grad_norm) == (5e-4, 5000, 0.1, 0.5)
@@ -235,6 +244,7 @@ def test_norms_and_biases_do_not_decay(tmp_path):
         ({"lora_modules_to_save": ["visual_head"]}, "set lora_rank too"),
         ({"sample_options": "[1]"}, "sample_options must map"),
         ({"trainable_parts": ["nothing"]}, "no parameters begin with nothing"),
+        ({"label_smoothing_factor": 0.1}, "of its own, without label_smoothing_factor"),
     ],
 )
 def test_wrong_settings(tmp_path, changes, message):

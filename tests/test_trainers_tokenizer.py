@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_model
 from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trainer
 
 from transformers_tokenflow import TokenFlowModel
+from transformers_tokenflow.trainers import TokenFlowTrainer
 from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.objective import gradient_ratio
 from transformers_tokenflow.trainers.pictures import log_picture
@@ -312,6 +314,22 @@ def test_optimizer_of_ones_own(tmp_path):
         trainer.create_optimizer()
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        (torch.optim.SGD, {"params": []}),  # as GaLore
+        (torch.optim.SGD, {"model": None}),  # as LOMO
+        (torch.optim.SGD, {"optimizer_dict": {}}),  # as layer-wise ones
+        (lambda: lambda model: None, {}),
+    ],
+)
+def test_optimizers_that_choose_parameters_by_themselves(tmp_path, optimizer):
+    trainer = tiny_trainer(tmp_path)
+    trainer.get_optimizer_cls_and_kwargs = lambda *args: optimizer
+    with pytest.raises(ValueError, match="chooses its parameters itself"):
+        trainer.create_optimizer()
+
+
 def test_scale_dropout_spares_the_first_scale_and_the_grid(tmp_path):
     trainer = tiny_trainer(tmp_path, scale_dropout=1.0)
     draws = random.Random(0)
@@ -366,6 +384,13 @@ def test_evaluation_weighs_every_picture_alike(tmp_path):
         assert metrics[f"eval_{name}_codebook_utilization"] == pytest.approx(len(output.codes.unique()) / 48)
         assert {f"eval_{name}_{part}_loss" for part in ("semantic", "codebook", "perceptual")} <= metrics.keys()
         assert (tmp_path / "pictures" / f"eval_{name}_reconstruction-0.png").is_file()
+
+
+def test_evaluation_before_training_brings_the_model_to_the_device(tmp_path):
+    """FSDP leaves it on the CPU until it shards."""
+    trainer, moved = tiny_trainer(tmp_path), []
+    trainer.is_fsdp_enabled, trainer.model.to = True, moved.append
+    assert not trainer._evaluated_model().training and moved == [trainer.args.device]
 
 
 def test_reconstructions_reach_tensorboard(tmp_path):
@@ -423,11 +448,19 @@ def test_bf16_trains_with_the_discriminator_in_full_precision(tmp_path):
         ({"ema_decay": -1.0}, "ema_decay"),
         ({"codebook_initialization": "zeros"}, "'random' or 'kmeans'; got 'zeros'"),
         ({"adaptive_adversarial_weight": True, "trainable_parts": ["pixel_encoder"]}, "is frozen"),
+        ({"label_smoothing_factor": 0.1}, "of its own, without label_smoothing_factor"),
+        ({"bf16_full_eval": True}, "of its own, without bf16_full_eval"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_trainer(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"])
+def test_what_would_be_ignored_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"of its own, without {name}"):
+        TokenFlowTrainer(tiny_model("clip"), tiny_arguments(tmp_path), **{name: len})
 
 
 def test_checkpoint_without_our_state_is_refused(tmp_path):

@@ -339,6 +339,14 @@ def test_answers_are_to_the_first_question_with_its_picture_alone(tmp_path):
     assert line.startswith("user: a assistant: →") and line.endswith("(b)")
 
 
+def test_rows_are_evaluated_as_those_of_the_constructor(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    expected = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(message_rows(5))["eval_loss"] == expected
+    assert trainer.evaluate({"same": message_rows(5)})["eval_same_loss"] == expected
+    assert trainer.predict(message_rows(5)).metrics["test_loss"] == expected
+
+
 def test_nothing_to_evaluate(tmp_path):
     trainer = tiny_trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8)
     with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch"):
@@ -455,6 +463,7 @@ def test_official_settings_are_the_defaults(tmp_path):
         2048,
         "adamw_torch_fused",
     )
+    assert args.ddp_timeout_delta.days == 1  # tokenising millions of conversations takes hours
 
 
 @pytest.mark.parametrize(
@@ -465,6 +474,7 @@ def test_official_settings_are_the_defaults(tmp_path):
         ({"lora_modules_to_save": ["projector"]}, "set lora_rank too"),
         ({"trainable_parts": ["projector"]}, "no parameters begin with projector"),
         ({"trainable_parts": ["model.tokenizer"]}, "nothing would be trained"),
+        ({"bf16_full_eval": True}, "of its own, without bf16_full_eval"),
     ],
 )
 def test_wrong_settings(tmp_path, changes, message):

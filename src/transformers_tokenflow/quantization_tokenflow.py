@@ -396,7 +396,7 @@ class TokenFlowQuantizer(nn.Module):
         for part, next_scale, drawn in zip(self.split_codes(codes, scales), scales[1:], own, strict=False):
             features = self.next_scale_features(features, part, next_scale)
             seen = features if drawn is None else self.next_scale_features(features, drawn)
-            inputs.append(seen.flatten(2).transpose(1, 2))
+            inputs.append(to_tokens(seen))
         if not inputs:
             return codes.new_zeros((len(codes), 0, sum(self.dims)), dtype=torch.float32)
         return torch.cat(inputs, dim=1)

@@ -12,6 +12,7 @@ from ..evaluation import EvaluationError
 from ..evaluation.card import update_card
 from . import CommandError, one_line
 from .generation import DEFAULT_SCORER
+from .processes import find_each_other
 
 Advance = Callable[[int, int], None]
 
@@ -19,7 +20,7 @@ Advance = Callable[[int, int], None]
 @contextmanager
 def processes(device: str) -> Iterator[PartialState]:
     """The processes that `accelerate launch` started, or this one alone. What goes wrong becomes a CommandError."""
-    state = PartialState(cpu=device == "cpu")
+    state = find_each_other(device)
     try:
         yield state
     except EvaluationError as error:

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import CommandError, one_line
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # How long one may wait for another: shares take hours, and not equally long.
 PATIENCE = timedelta(days=30)
@@ -72,16 +75,29 @@ def launched_processes(device: str) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    state = find_each_other(device)
+    try:
+        yield Processes(state.process_index, state.num_processes)
+    finally:
+        state.destroy_process_group()
+
+
+def find_each_other(device: str) -> "PartialState":
+    """
+    Accelerate's state of the processes that were launched together, or of this one alone.
+
+    Args:
+        device: that they are to work on: as torch names it, or `auto`.
+
+    Raises:
+        CommandError: accelerate is not installed, or they don't find each other.
+    """
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise CommandError("several processes need accelerate: pip install 'transformers-tokenflow[train]'") from error
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     try:
-        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        return PartialState(cpu=on_cpu, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise CommandError(f"the processes don't find each other: {one_line(error)}") from error
-    try:
-        yield Processes(state.process_index, state.num_processes)
-    finally:
-        state.destroy_process_group()

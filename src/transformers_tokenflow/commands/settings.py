@@ -5,9 +5,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import yaml
+
 from . import CommandError, one_line
 
-SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, where YAML 1.1 asks for 1.0e-4 and takes the other for text."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -27,15 +36,9 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """A number, text, list, ... in YAML's notation, but 1e-3 is a number though YAML misses the point in it."""
-    if SCIENTIFIC.fullmatch(text):
-        return float(text)
+    """A number, text, list, ... in the notation of recipes."""
     try:
-        import yaml
-    except ImportError as error:
-        raise CommandError(f"--set needs `pip install pyyaml`: {one_line(error)}") from error
-    try:
-        return yaml.safe_load(text)
+        return yaml.load(text, RecipeLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # the first of dates that don't exist
         raise CommandError(f"the value {text!r} of --set can't be read: {one_line(error)}") from error
 

@@ -58,8 +58,9 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
         raise CommandError(f"{', '.join(taken)} can't be kept: the file of codes has columns of its own called so")
     pictures: dict[str, Source] = {}
     types: dict[str, pa.DataType] = {}
+    groups = RowGroups()
     for path in paths:
-        for table in find_tables(path):
+        for table in find_tables(path, groups):
             note_types(types, {name: table.types[name] for name in names if name in table.types}, table.path)
             rows = (PictureRow(table, index, names) for index in range(table.num_rows))
             pictures.update((row.name, row) for row in rows)
@@ -159,23 +160,27 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def find_tables(source: Path) -> Iterator["PictureTable"]:
+def find_tables(source: Path, groups: "RowGroups") -> Iterator["PictureTable"]:
     """
     The parquet files with a column of pictures: the source itself, or all in a folder, in order of names.
+
+    Args:
+        source: a file or folder.
+        groups: holds what is read of all of them.
 
     Raises:
         CommandError: the source is a parquet file without pictures.
     """
     if source.is_file():
         if source.suffix == ".parquet":
-            yield PictureTable(source)
+            yield PictureTable(source, groups)
         return
     for parent, folders, names in os.walk(source):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.suffix == ".parquet" and not name.startswith(".") and picture_column(open_table(path)):
-                yield PictureTable(path)
+            if path.suffix == ".parquet" and not name.startswith(".") and has_pictures(path):
+                yield PictureTable(path, groups)
 
 
 def open_table(path: Path) -> pq.ParquetFile:
@@ -186,6 +191,12 @@ def open_table(path: Path) -> pq.ParquetFile:
         raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
 
 
+def has_pictures(path: Path) -> bool:
+    """Whether a parquet file has a column of pictures."""
+    with open_table(path) as file:
+        return picture_column(file) is not None
+
+
 def picture_column(file: pq.ParquetFile) -> str | None:
     """The first column that holds pictures as `datasets` writes them: structures of `bytes` and `path`."""
     for field in file.schema_arrow:
@@ -194,41 +205,56 @@ def picture_column(file: pq.ParquetFile) -> str | None:
     return None
 
 
+class RowGroups:
+    """
+    The last two groups of rows that were read, of any number of parquet files: where one ends and the next begins,
+    threads want both. No file stays open, since there may be more of them than a process may open.
+    """
+
+    def __init__(self) -> None:
+        self.groups: dict[tuple[Path, int], pa.Table] = {}
+        self.lock = Lock()  # pictures are read in threads
+
+    def read(self, path: Path, number: int, columns: list[str]) -> pa.Table:
+        """A group of a file by its number; of the same file always with the same columns."""
+        with self.lock:
+            if (path, number) not in self.groups:
+                if len(self.groups) > 1:
+                    del self.groups[next(iter(self.groups))]
+                with open_table(path) as file:
+                    self.groups[path, number] = file.read_row_group(number, columns=columns)
+            return self.groups[path, number]
+
+
 class PictureTable:
     """
-    A parquet file with a column of pictures, of which one group of rows is in memory, or two.
+    A parquet file with a column of pictures.
 
     Args:
         path: the file.
+        groups: holds what is read of it.
 
     Raises:
         CommandError: it is no parquet file, or has no pictures.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = open_table(path)
-        self.column = picture_column(self.file)
+    def __init__(self, path: Path, groups: RowGroups):
+        self.path, self.groups = path, groups
+        with open_table(path) as file:
+            self.column = picture_column(file)
+            self.num_rows = file.metadata.num_rows
+            self.types = {field.name: field.type for field in file.schema_arrow}
+            counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         if self.column is None:
-            columns = ", ".join(f"{field.name} ({field.type})" for field in self.file.schema_arrow)
+            columns = ", ".join(f"{name} ({kind})" for name, kind in self.types.items())
             raise CommandError(f"{path} has no column of pictures, of bytes and path; it has {columns}")
-        self.num_rows = self.file.metadata.num_rows
-        self.types = {field.name: field.type for field in self.file.schema_arrow}
-        counts = [self.file.metadata.row_group(index).num_rows for index in range(self.file.num_row_groups)]
         self.starts = list(accumulate(counts, initial=0))
-        self.groups: dict[int, pa.Table] = {}
-        self.lock = Lock()  # pictures are read in threads
 
     def row(self, index: int, names: list[str]) -> dict[str, Any]:
         """The picture of a row and the columns of those names."""
         number = bisect_right(self.starts, index) - 1
         columns = [self.column, *(name for name in names if name in self.types)]
-        with self.lock:
-            if number not in self.groups:
-                if len(self.groups) > 1:
-                    del self.groups[min(self.groups)]
-                self.groups[number] = self.file.read_row_group(number, columns=columns)
-            group = self.groups[number]
+        group = self.groups.read(self.path, number, columns)
         return group.slice(index - self.starts[number], 1).to_pylist()[0]
 
 

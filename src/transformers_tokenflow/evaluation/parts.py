@@ -106,12 +106,15 @@ class Parts:
         self.last_flush = time.monotonic()
 
     def collect(self) -> tuple[dict[str, Record], Sums]:
-        """The records of all processes and runs in order of their names, and all sums. Every process calls it."""
+        """
+        In the main process the records of all processes and runs in order of their names, and all sums; in others
+        nothing, since the main one may remove the folder as soon as it has read it. Every process calls it.
+        """
         self.flush()
         self.state.wait_for_everyone()
         records: dict[str, Record] = {}
         sums: Sums = {}
-        for part in self._read():
+        for part in self._read() if self.state.is_main_process else []:
             records.update(part["records"])
             for name, value in part["sums"].items():
                 sums[name] = sums[name] + value if name in sums else value

@@ -43,6 +43,9 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Python looks for modules in a script's own folder first; users have none of those that lie in this one.
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != own]
     sys.meta_path.insert(0, Absent())  # type: ignore[arg-type]
     found = main(Path(sys.argv[1]))
     sys.stdout.write(f"{json.dumps(found)}\n")

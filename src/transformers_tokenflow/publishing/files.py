@@ -8,10 +8,18 @@ from pathlib import Path
 
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
-# What training and Python leave behind, which stays here.
+# What training and Python leave behind, which stays here. The trainers' pictures and answers, whose names end in steps,
+# are those of its data, which need not be public.
 LEFT_OUT = [
     "checkpoint-*/*",
     "runs/*",
+    "pictures/*-[0-9]*.png",
+    "answers/*-[0-9]*.txt",
+    ".lock",
+    "all_results.json",
+    "eval_results.json",
+    "train_results.json",
+    "trainer_state.json",
     "training_args.bin",
     "__pycache__/*",
     "*/__pycache__/*",

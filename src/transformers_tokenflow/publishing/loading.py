@@ -28,7 +28,7 @@ def check_loading(folder: Path) -> list[str]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         result = subprocess.run(
-            [sys.executable, "-P", str(SCRIPT), str(folder.resolve())],
+            [sys.executable, str(SCRIPT), str(folder.resolve())],
             env=clean_environment(temporary),
             cwd=temporary,
             capture_output=True,

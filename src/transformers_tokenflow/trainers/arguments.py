@@ -173,6 +173,9 @@ class UnderstandingTrainingArguments(AdapterTrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate (official)."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Share, or number, of steps of warm-up (official)."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Times that the data are seen (official)."})
+    ddp_timeout: int = field(
+        default=86_400, metadata={"help": "Seconds that processes wait for the main one, which tokenises for all."}
+    )
     max_length: int = field(
         default=2048,
         metadata={"help": "Tokens of a conversation with pictures; what is longer is cut (official)."},

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -36,6 +37,11 @@ logger = logging.get_logger(__name__)
 EXTRA_STATE_NAME = "tokenflow_trainer.pt"
 # How often in the steps between two logs more than the loss is measured, which takes time of its own.
 MEASUREMENTS_PER_LOG = 10
+# What Trainer takes, and the package's trainers, with losses and evaluations of their own, would ignore.
+REFUSED_ARGUMENTS = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
+
+# Options of Trainer's optimizers that take no groups of parameters: GaLore and APOLLO, LOMO, layer-wise ones.
+OWN_PARAMETERS = {"params", "model", "optimizer_dict"}
 
 
 class _StepCallback(TrainerCallback):
@@ -72,13 +78,19 @@ class BaseTrainer(StreamTrainer):
     Args:
         model: what is trained.
         args: [`CommonTrainingArguments`], or arguments derived from them.
-        kwargs: of `transformers.Trainer`.
+        kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: a setting names a part that the model does not have.
+        ValueError: a setting names a part that the model does not have, or would be ignored.
     """
 
+    # Settings that would be ignored.
+    refused_settings: tuple[str, ...] = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval")
+
     def __init__(self, model: nn.Module, args: CommonTrainingArguments, **kwargs: Any) -> None:
+        refused = [name for name in REFUSED_ARGUMENTS if kwargs.get(name) is not None]
+        if refused := refused + [name for name in self.refused_settings if getattr(args, name)]:
+            raise ValueError(f"{type(self).__name__} has a loss and metrics of its own, without {', '.join(refused)}")
         check_prefixes(model, args.part_learning_rates or ())
         super().__init__(model=model, args=args, **kwargs)
         check_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
@@ -117,6 +129,10 @@ class BaseTrainer(StreamTrainer):
     def replicated_modules(self) -> list[nn.Module]:
         """Modules of the model that every process holds whole where FSDP shards the rest."""
         return []
+
+    def _evaluation_examples(self, dataset: Any) -> Any:
+        """What is evaluated of a dataset, a dataset's name, or None: of rows, where a trainer takes these, examples."""
+        return dataset
 
     def is_generating(self) -> bool:
         """Whether this process generates what is logged: the main one, but of divided weights all have a part."""
@@ -164,7 +180,12 @@ class BaseTrainer(StreamTrainer):
     # ---- Optimizer and logs ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that the arguments name, with a learning rate per part."""
+        """
+        The optimizer that the arguments name, with a learning rate per part.
+
+        Raises:
+            ValueError: it is none that takes groups of parameters, or two are named.
+        """
         optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if optimizer is None:
             args, optimized = self.args, self.model if model is None else model
@@ -173,6 +194,11 @@ class BaseTrainer(StreamTrainer):
             if given and args.muon:
                 raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
             optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
+            is_factory = not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer))
+            if is_factory or OWN_PARAMETERS & options.keys():
+                raise ValueError(
+                    f"{optimizer_class} chooses its parameters itself: take one that is given groups of them"
+                )
             rate = options.get("lr", args.learning_rate)
             whole = self.replicated_modules() if self.is_fsdp_enabled else []
             apart = {parameter for module in whole for parameter in module.parameters()}
@@ -207,6 +233,23 @@ class BaseTrainer(StreamTrainer):
             self._log_counts.clear()
         super().log(logs, *args, **kwargs)
 
+    # ---- Evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As Trainer's, of anything that the trainer can be made with."""
+        return super().get_eval_dataloader(self._evaluation_examples(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As Trainer's, of anything that the trainer can be made with."""
+        return super().get_test_dataloader(self._evaluation_examples(test_dataset))
+
+    def _evaluated_model(self) -> Any:
+        """The bare model in its mode for evaluation, on the device, where FSDP and DeepSpeed bring it in training."""
+        model = self.accelerator.unwrap_model(self.model)
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and not self.accelerator._models:
+            model.to(self.args.device)
+        return model.eval()
+
     # ---- Saving and resuming ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -232,6 +275,8 @@ class BaseTrainer(StreamTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            if not self.args.should_save or is_whole(folder):  # what failed came after it, such as a push to the Hub
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(f"the checkpoint {folder} can't be written: {one_line(error)}") from error
 
@@ -350,14 +395,14 @@ def last_checkpoint(folder: str | Path) -> str | None:
     """The last checkpoint of a run that was written to its end, which comes with Trainer's state."""
     states = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
     checkpoints = sorted((path.parent for path in states), key=step_of, reverse=True)
-    return next((str(path) for path in checkpoints if is_json(path / TRAINER_STATE_NAME)), None)
+    return next((str(path) for path in checkpoints if is_whole(path)), None)
 
 
-def is_json(path: Path) -> bool:
-    """Whether a file holds JSON, to its end."""
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: Trainer's state, which comes last, is there and is JSON."""
     try:
-        json.loads(path.read_bytes())
-    except ValueError:
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
         return False
     return True
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..configuration_tokenflow import TokenFlowConfig
-from .data import PictureTransform, SeededDataset, read_streamed_picture
+from .data import PictureTransform, SeededDataset, column_names, read_picture, read_streamed_picture
 from .streams import SHUFFLE_BUFFER, ExampleStream
 
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -128,6 +128,9 @@ class CaptionedPictureDataset(SeededDataset):
         transform: what is done to the pictures.
         seed: of what is random.
         text_column, image_column: where they are.
+
+    Raises:
+        ValueError: when a picture is read that is broken.
     """
 
     def __init__(
@@ -140,7 +143,8 @@ class CaptionedPictureDataset(SeededDataset):
         image_column: str = "image",
     ) -> None:
         super().__init__(seed)
-        self.dataset, self.captions, self.transform = dataset, captions, transform
+        self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self.captions, self.transform = captions, transform
         self.text_column, self.image_column = text_column, image_column
 
     def __len__(self) -> int:
@@ -149,7 +153,8 @@ class CaptionedPictureDataset(SeededDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, generator = self.dataset[index], self.generator(index)
         prompt = self.captions(row[self.text_column], generator)
-        return {"prompt": prompt, "pixel_values": self.transform(row[self.image_column], generator)}
+        pixel_values = read_picture(row[self.image_column], index, self.transform, generator)
+        return {"prompt": prompt, "pixel_values": pixel_values}
 
 
 def captioned(
@@ -182,13 +187,13 @@ def captioned(
         ValueError: a column is missing, or the codes are not the tokenizer's.
     """
     transform = transform or PictureTransform(config.image_size, train=False)
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = column_names(dataset)
     source = "codes" if "codes" in columns else image_column
     for name in (text_column, source):
         if name not in columns:
             raise ValueError(f"the dataset has no column {name!r}; its columns are {', '.join(columns)}")
     if isinstance(dataset, datasets.IterableDataset):
-        if source != "codes":
+        if source != "codes" and dataset.features is not None:  # after `map` nothing says what is in a column
             dataset = dataset.cast_column(source, datasets.Image(decode=False))
         make_example = CaptionedExample(config, captions, transform, text_column, source)
         dataset = dataset.select_columns([text_column, source])
@@ -200,7 +205,7 @@ def captioned(
 
 @dataclass(frozen=True)
 class CaptionedExample:
-    """Makes an example of a row of a stream, whose `source` is `codes`, or pictures that are not decoded."""
+    """Makes an example of a row of a stream, whose `source` is `codes`, or pictures, not decoded where that can be."""
 
     config: TokenFlowConfig
     captions: CaptionTransform

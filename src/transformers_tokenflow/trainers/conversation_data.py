@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..commands import counted
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from .conversation_rows import Messages, RowReader, count_places, naming_row, undecoded
-from .data import SeededDataset
+from .data import SeededDataset, column_names
 from .streams import ExampleStream, Unusable, unusable_if_broken
 
 logger = logging.get_logger(__name__)
@@ -226,11 +226,6 @@ class ConversationExample:
         with unusable_if_broken("its pictures can't be read"):
             pictures = self.reader.pictures(row, self.encoder.count_pictures(kept[0]))
         return self.encoder.example(kept, pictures)
-
-
-def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Names of the columns, which of a stream may have to be read off its first row."""
-    return dataset.column_names or list(next(iter(dataset)))
 
 
 def conversations(

@@ -23,6 +23,8 @@ TEXT_COLUMNS = ("questions", "messages", "conversations")
 PICTURE_COLUMNS = ("codes", "image", "images")
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 PLACE = {"type": "image"}
+# What public data have in a picture's place where there is none.
+NO_PICTURE = ("", "None", "none", "nan")
 
 
 @contextmanager
@@ -179,13 +181,13 @@ class RowReader:
         Raises:
             ValueError: they are no codes of the tokenizer.
         """
-        value = row[self.picture_column] if self.picture_column is not None else None
-        if value is None or (isinstance(value, list) and len(value) == 0):
+        if self.picture_column != "codes":
+            return len(self._given(row))
+        codes = row["codes"]
+        if codes is None or len(codes) == 0:
             return 0
-        if self.picture_column == "codes":
-            one_row(value, self.config)
-            return 1
-        return len(value) if isinstance(value, list) else 1
+        one_row(codes, self.config)
+        return 1
 
     def pictures(self, row: dict[str, Any], count: int) -> dict[str, np.ndarray]:
         """
@@ -196,12 +198,16 @@ class RowReader:
         """
         if count == 0:
             return {}
-        value = row[self.picture_column]
         if self.picture_column == "codes":
-            return {"image_codes": one_row(value, self.config)[None].astype(np.int64)}
-        values = (value if isinstance(value, list) else [value])[:count]
-        pictures = [self._open(picture) for picture in values]
+            return {"image_codes": one_row(row["codes"], self.config)[None].astype(np.int64)}
+        pictures = [self._open(picture) for picture in self._given(row)[:count]]
         return {"pixel_values": np.asarray(self.image_processor(images=pictures, return_tensors="np")["pixel_values"])}
+
+    def _given(self, row: dict[str, Any]) -> list[Any]:
+        """What a row has of pictures, without what stands for none."""
+        value = row[self.picture_column] if self.picture_column is not None else None
+        values = value if isinstance(value, list) else [value]
+        return [each for each in values if each is not None and not (isinstance(each, str) and each in NO_PICTURE)]
 
     def _open(self, picture: Any) -> Image.Image:
         if isinstance(picture, Image.Image):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..image_reading_tokenflow import picture_to_tensor, turn_upright
-from .streams import SHUFFLE_BUFFER, ExampleStream, unusable_if_broken
+from .streams import SHUFFLE_BUFFER, ExampleStream, Unusable, unusable_if_broken
 
 
 class PictureTransform:
@@ -89,20 +89,32 @@ class SeededDataset(Dataset):
         return random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
 
 
+def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
+    """Names of the columns, which of a stream may have to be read off its first row."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
 class PictureDataset(SeededDataset):
-    """Pictures of a `datasets.Dataset` as `pixel_values`."""
+    """
+    Pictures of a `datasets.Dataset` as `pixel_values`.
+
+    Raises:
+        ValueError: when a picture is read that is broken.
+    """
 
     def __init__(
         self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"
     ) -> None:
         super().__init__(seed)
-        self.dataset, self.transform, self.column = dataset, transform, column
+        self.dataset, self.transform = dataset.cast_column(column, datasets.Image(decode=False)), transform
+        self.column = column
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.transform(self.dataset[index][self.column], self.generator(index))}
+        encoded = self.dataset[index][self.column]
+        return {"pixel_values": read_picture(encoded, index, self.transform, self.generator(index))}
 
 
 @dataclass(frozen=True)
@@ -117,11 +129,23 @@ class PictureExample:
 
 
 def read_streamed_picture(
-    encoded: dict[str, Any] | None, transform: PictureTransform, generator: random.Random
+    picture: dict[str, Any] | Image.Image | None, transform: PictureTransform, generator: random.Random
 ) -> torch.Tensor:
-    """A picture as `datasets` gives it undecoded -> (3, size, size), or an Unusable error."""
-    with unusable_if_broken(f"the picture {(encoded or {}).get('path')} can't be read"):
-        return transform(datasets.Image().decode_example(encoded), generator)
+    """A picture as `datasets` gives it, undecoded if it can -> (3, size, size), or an Unusable error."""
+    path = picture.get("path") if isinstance(picture, dict) else None
+    with unusable_if_broken(f"the picture {path} can't be read"):
+        decoded = picture if isinstance(picture, Image.Image) else datasets.Image().decode_example(picture)
+        return transform(decoded, generator)
+
+
+def read_picture(
+    encoded: dict[str, Any] | None, index: int, transform: PictureTransform, generator: random.Random
+) -> torch.Tensor:
+    """The same of a row in memory, or a ValueError that names it."""
+    try:
+        return read_streamed_picture(encoded, transform, generator)
+    except Unusable as error:
+        raise ValueError(f"row {index}: {error}") from error
 
 
 def stream_pictures(

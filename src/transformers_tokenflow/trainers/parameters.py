@@ -110,6 +110,7 @@ def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None)
         modules_to_save=modules_to_save,
     )
     adapted = get_peft_model(model, config)
-    if Path(base := str(model.name_or_path)).is_dir():  # so that the adapters load from wherever they are used
+    base = str(model.name_or_path)  # of a new model, which is nowhere to be loaded from, it is empty
+    if base and Path(base).is_dir():  # so that the adapters load from wherever they are used
         config.base_model_name_or_path = str(Path(base).resolve())
     return adapted

@@ -1,7 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """A recipe, that is a YAML file, to a trainer that is ready to run."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +10,7 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging
 
+from ..commands.settings import RecipeLoader
 from ..configuration_tokenflow import TokenFlowConfig
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
@@ -30,15 +30,6 @@ from .understanding_recipe import make_understanding_trainer
 logger = logging.get_logger(__name__)
 
 SECTIONS = {"model", "teacher", "data", "evaluation", "training"}
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, where YAML 1.1 asks for 1.0e-4 and takes the other for text."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -143,9 +134,9 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     args = make_arguments(recipe["training"], arguments)
     set_seed(args.seed)
     data = {"seed": args.seed, **recipe["data"]}
-    if args.ignore_data_skip:
-        checkpoint = last_checkpoint(args.output_dir)
-        data["seed"] += step_of(checkpoint) if checkpoint else 0  # what is read again comes in another order
+    if args.ignore_data_skip and (checkpoint := last_checkpoint(args.output_dir)):
+        data["seed"] += step_of(checkpoint)  # what is read again comes in another order
+        args.data_seed = data["seed"]  # of data in memory it is Trainer's
     return make({**recipe, "model": model, "data": data}, args)
 
 

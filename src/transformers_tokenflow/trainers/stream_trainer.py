@@ -74,7 +74,8 @@ class StreamTrainer(CardTrainer):
     A Trainer that goes on with an [`ExampleStream`] right where a checkpoint was written, in whatever number of
     processes and workers, and logs how many rows it has skipped as `skipped_rows`.
 
-    Every process reads its own share, with its workers. Other datasets are Trainer's matter.
+    Every process reads its own share, with its workers; of a stream that is evaluated it reads all, and takes every
+    n-th batch. Other datasets are Trainer's matter.
 
     Args:
         args, kwargs: of `transformers.Trainer`.
@@ -107,6 +108,12 @@ class StreamTrainer(CardTrainer):
         return prepare_data_loader(
             loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        """As Trainer's, but every process reads a stream: the main one can't dispatch batches of unlike lengths."""
+        if isinstance(dataset, ExampleStream):
+            self.accelerator.dataloader_config.dispatch_batches = False
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any

@@ -18,11 +18,13 @@ from ..sampling_tokenflow import sample
 from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer
 from .code_data import CaptionTransform, TextToImageCollator, captioned
+from .data import column_names
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_picture
 from .sharding import check_encoding
 
 FIRST_SAMPLE_SEED = 0
+PLAIN = CaptionTransform(train=False)
 
 
 class TextToImageTrainer(BaseTrainer):
@@ -38,11 +40,11 @@ class TextToImageTrainer(BaseTrainer):
             drawn) and `codes` or `image`; or anything whose examples have `prompt` and `codes` (L,) or
             `pixel_values` (3, H, H) in [-1, 1], such as [`captioned`] makes.
         processing_class: the processor, which makes prompts of texts.
-        kwargs: of `transformers.Trainer`.
+        kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: there is no processor, a setting names a part that the model does not have, or a dataset does not
-            fit the model.
+        ValueError: there is no processor, a setting names a part that the model does not have or would be ignored, or
+            a dataset does not fit the model.
         ImportError: adapters are asked for, and peft is not installed.
     """
 
@@ -69,15 +71,14 @@ class TextToImageTrainer(BaseTrainer):
             trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
         varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
-        plain = CaptionTransform(train=False)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._examples(part, plain, args.seed) for name, part in eval_dataset.items()}
+            eval_dataset = {name: self._examples(part, PLAIN, args.seed) for name, part in eval_dataset.items()}
         kwargs.setdefault("data_collator", TextToImageCollator(processing_class, end_ids))
         super().__init__(
             model=trained,
             args=args,
             train_dataset=self._examples(train_dataset, varied, args.seed),
-            eval_dataset=self._examples(eval_dataset, plain, args.seed),
+            eval_dataset=self._examples(eval_dataset, PLAIN, args.seed),
             processing_class=processing_class,
             **kwargs,
         )
@@ -85,9 +86,13 @@ class TextToImageTrainer(BaseTrainer):
 
     def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
         """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
-        columns = getattr(dataset, "column_names", None) or ()
-        is_raw = isinstance(dataset, datasets.Dataset | datasets.IterableDataset) and "text" in columns
+        is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+        is_raw = is_table and "text" in column_names(dataset)
         return captioned(dataset, self.tokenizer_config, captions, seed=seed) if is_raw else dataset
+
+    def _evaluation_examples(self, dataset: Any) -> Any:
+        """As of the datasets that the trainer is made with."""
+        return self._examples(dataset, PLAIN, self.args.seed)
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""
@@ -198,8 +203,7 @@ class TextToImageTrainer(BaseTrainer):
         Where several processes share a last batch that is not full, the loss, which is a mean over batches, counts the
         pictures that fill it up; the measures do not.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
+        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
         with self.averaged_weights():

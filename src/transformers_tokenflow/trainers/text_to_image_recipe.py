@@ -15,7 +15,7 @@ from ..configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfi
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..processing_tokenflow import TokenFlowProcessor
-from .arguments import TextToImageTrainingArguments
+from .arguments import AdapterTrainingArguments, TextToImageTrainingArguments
 from .code_data import CaptionTransform, captioned
 from .data import PictureTransform, load_rows
 from .text_to_image import TextToImageTrainer
@@ -35,6 +35,7 @@ def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTraining
     """
     if "teacher" in recipe:
         raise ValueError("a generator has no teacher: leave the section out of the recipe")
+    check_adapters(recipe["model"], args)
     model, processor = make_generator(recipe["model"])
     config = model.config.tokenizer_config
     for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
@@ -51,6 +52,15 @@ def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTraining
         eval_dataset=evaluation or None,
         processing_class=processor,
     )
+
+
+def check_adapters(model: dict[str, Any], args: AdapterTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: adapters of a recipe's model that is new, which would be saved without it.
+    """
+    if args.lora_rank > 0 and "from_pretrained" not in model:
+        raise ValueError("adapters belong to a model that can be loaded: with lora_rank, it is from_pretrained")
 
 
 def make_data(section: dict[str, Any], config: TokenFlowConfig, captions: CaptionTransform) -> Any:

@@ -38,10 +38,11 @@ class TokenFlowTrainer(BaseTrainer):
         model: the tokenizer.
         args: [`TokenFlowTrainingArguments`].
         teacher: target of the semantic decoder, which is frozen without one.
-        kwargs: of `transformers.Trainer`. Datasets give `pixel_values` (3, H, H) in [-1, 1].
+        kwargs: of `transformers.Trainer`, but for losses and metrics. Datasets give `pixel_values` (3, H, H) in
+            [-1, 1].
 
     Raises:
-        ValueError: a setting contradicts another, or names a part that the model does not have.
+        ValueError: a setting contradicts another, names a part that the model does not have, or would be ignored.
         RuntimeError: the perceptual loss's weights can't be had.
     """
 
@@ -211,8 +212,7 @@ class TokenFlowTrainer(BaseTrainer):
         Where several processes share a last batch that is not full, the losses, which are means over batches, count
         the pictures that fill it up, as all metrics do of a stream.
         """
-        model: Any = self.accelerator.unwrap_model(self.model)
-        model.eval()
+        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
         count, pictures = 0, None

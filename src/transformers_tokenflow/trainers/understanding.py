@@ -17,7 +17,8 @@ from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
 from .base import BaseTrainer
 from .conversation_batches import ConversationCollator, PackedDataset
-from .conversation_data import IGNORED, PICTURES, ConversationDataset, column_names, conversations
+from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
+from .data import column_names
 from .parameters import add_adapters, select_trainable, trained_parameters
 from .pictures import log_text
 from .sharding import check_encoding
@@ -39,13 +40,15 @@ class UnderstandingTrainer(BaseTrainer):
         train_dataset, eval_dataset: `datasets` of rows as [`conversations`] takes them; or anything whose examples have
             `input_ids` and `labels` (T,) and, of pictures, `image_codes` (n, L) or `pixel_values` (n, 3, H, H).
         processing_class: the processor, with a chat template that marks answers.
-        kwargs: of `transformers.Trainer`.
+        kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: there is no processor, a setting names a part that the model does not have, or a dataset does not
-            fit the model.
+        ValueError: there is no processor, a setting names a part that the model does not have or would be ignored, or
+            a dataset does not fit the model.
         ImportError: adapters are asked for, and peft is not installed.
     """
+
+    refused_settings = ("bf16_full_eval", "fp16_full_eval")
 
     def __init__(
         self,
@@ -62,20 +65,13 @@ class UnderstandingTrainer(BaseTrainer):
         if args.lora_rank > 0:
             trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
-
-        def examples(dataset: Any, shuffle_buffer: int = 0) -> Any:
-            is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-            if not is_table or "input_ids" in column_names(dataset):
-                return dataset
-            turns, options = args.turns_per_conversation, {"seed": args.seed, "shuffle_buffer": shuffle_buffer}
-            return conversations(dataset, processing_class, model.config, args.max_length, turns, **options)
-
+        common = processing_class, model.config, args
         with args.main_process_first(desc="tokenising conversations"):
-            train_dataset = examples(train_dataset, SHUFFLE_BUFFER)
+            train_dataset = as_examples(train_dataset, *common, shuffle_buffer=SHUFFLE_BUFFER)
             if isinstance(eval_dataset, dict):
-                eval_dataset = {name: examples(part) for name, part in eval_dataset.items()}
+                eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
             else:
-                eval_dataset = examples(eval_dataset)
+                eval_dataset = as_examples(eval_dataset, *common)
         if args.packing:
             train_dataset = pack_dataset(train_dataset, model, args)
         kwargs.setdefault("data_collator", ConversationCollator(processing_class.tokenizer.pad_token_id))
@@ -87,6 +83,11 @@ class UnderstandingTrainer(BaseTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+
+    def _evaluation_examples(self, dataset: Any) -> Any:
+        """As of the datasets that the trainer is made with."""
+        with self.args.main_process_first(desc="tokenising conversations"):
+            return as_examples(dataset, self.processing_class, self.bare_model().config, self.args)
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""
@@ -189,8 +190,7 @@ class UnderstandingTrainer(BaseTrainer):
         `loss` and `token_accuracy`, means over the tokens of answers, and `answer_accuracy`, the share of conversations
         all of whose answers' tokens are predicted right; with averaged weights. Some answers are logged.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
+        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
         with self.averaged_weights():
@@ -260,6 +260,17 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
+
+
+def as_examples(
+    dataset: Any, processor: Any, config: Any, args: UnderstandingTrainingArguments, shuffle_buffer: int = 0
+) -> Any:
+    """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
+    is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+    if not is_table or "input_ids" in column_names(dataset):
+        return dataset
+    turns, options = args.turns_per_conversation, {"seed": args.seed, "shuffle_buffer": shuffle_buffer}
+    return conversations(dataset, processor, config, args.max_length, turns, **options)
 
 
 def pack_dataset(dataset: Any, model: Any, args: UnderstandingTrainingArguments) -> PackedDataset:

@@ -16,7 +16,7 @@ from .arguments import UnderstandingTrainingArguments
 from .conversation_data import conversations
 from .data import load_rows
 from .streams import SHUFFLE_BUFFER
-from .text_to_image_recipe import check_origin
+from .text_to_image_recipe import check_adapters, check_origin
 from .understanding import UnderstandingTrainer
 
 PRETRAINED_KEYS = {"from_pretrained", "chat_template", "image_processor"}
@@ -36,8 +36,7 @@ def make_understanding_trainer(recipe: dict[str, Any], args: UnderstandingTraini
     """
     if "teacher" in recipe:
         raise ValueError("an understanding model has no teacher: leave the section out of the recipe")
-    if args.lora_rank > 0 and "from_pretrained" not in recipe["model"]:
-        raise ValueError("adapters belong to a model that can be loaded: with lora_rank, it is from_pretrained")
+    check_adapters(recipe["model"], args)
     model, processor = make_understanding(recipe["model"])
     evaluation = recipe.get("evaluation") or {}
     for section in (recipe["data"], *evaluation.values()):
