@@ -184,7 +184,7 @@ def share_of(names: tuple[str, ...], function: Callable[[], Any]) -> float:
 
 def measure_understanding(name: str, case: Any, repeats: int, dtype: torch.dtype) -> list[Row]:
     """A step from pictures, and from codes, beside LLaVA's; projectors and language models are trained."""
-    model, twin = case.model.train(), case.twin.train()
+    model, twin = case.model.train(), case.twins["llava"].train()
     twin.model.vision_tower.requires_grad_(False)
     labels = case.input_ids.masked_fill(case.input_ids == model.config.image_token_id, -100)
     inputs = {"input_ids": case.input_ids, "labels": labels}
