@@ -55,12 +55,11 @@ class PreallocatedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep, or repeat, rows: (R,) long."""
-        indices = indices.to(self.keys.device)
         self._hold(self.keys[indices], self.values[indices])
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Put rows in another order."""
-        self.batch_select_indices(beam_idx)
+        self.batch_select_indices(beam_idx.to(self.keys.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
@@ -91,11 +90,12 @@ def make_cache(implementation: str, config: PreTrainedConfig, max_length: int) -
 def select_rows(cache: Cache, rows: torch.Tensor) -> None:
     """Keep, or repeat, rows of the batch: (R,) long."""
     for layer in cache.layers:
+        rows = rows.to(layer.keys.device)
         if layer.is_compileable:  # static layers have a place in memory, but no rows to choose before they are compiled
-            layer.keys, layer.values = layer.keys[rows.to(layer.keys.device)], layer.values[rows.to(layer.keys.device)]
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
             layer.batch_size = len(rows)
         else:
-            layer.batch_select_indices(rows.to(layer.keys.device))
+            layer.batch_select_indices(rows)
 
 
 def rewind(cache: Cache, num_tokens: int) -> None:

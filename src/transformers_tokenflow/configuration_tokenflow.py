@@ -310,9 +310,8 @@ def check_head(text_config: PreTrainedConfig) -> None:
         for name in HEAD_SETTINGS
         if getattr(text_config, name, 1) not in (None, 1)
     ]
-    if text_config.model_type in BIASED_HEADS or any(
-        getattr(text_config, name, False) for name in ("lm_head_bias", BIAS_SETTINGS.get(text_config.model_type, ""))
-    ):
+    bias_setting = BIAS_SETTINGS.get(text_config.model_type, "lm_head_bias")
+    if text_config.model_type in BIASED_HEADS or getattr(text_config, bias_setting, False):
         found.append("a bias")
     if found:
         raise ValueError(
