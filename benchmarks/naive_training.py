@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.naive_text_to_image import flatten, pad_left
+from benchmarks.naive_text_to_image import flatten, pad_left, torch_attention
 from transformers_tokenflow import TokenFlowForTextToImage
 
 PROMPT_LENGTH = 131  # officially 128 tokens of text and those of "<img>"
@@ -37,6 +37,7 @@ def dense_mask(model: TokenFlowForTextToImage, padding: Tensor) -> Tensor:
     return torch.zeros(rows, len(blocks), len(blocks)).masked_fill(~seen, -torch.inf)[:, None]
 
 
+@torch_attention()
 def naive_loss(
     model: TokenFlowForTextToImage, prompt_ids: Tensor, codes: Tensor, prompt_length: int = PROMPT_LENGTH
 ) -> Tensor:

@@ -130,7 +130,7 @@ def pass_flops(model: TokenFlowForTextToImage, index: int, prompt_lengths: tuple
     seen = sum(scale * scale for scale in image.scales[1 : index + 1])
     pairs = sum(num_tokens * (length + seen) for length in prompt_lengths)
     projector = 2 * num_tokens * text.hidden_size * (image.quantized_dim + text.hidden_size)
-    head = 2 * 2 * num_tokens * text.hidden_size * image.codebook_size
+    head = 2 * num_tokens * text.hidden_size * image.codebook_size  # of guided states
     return layers_flops(model, 2 * num_tokens, pairs) + projector + head
 
 

@@ -234,7 +234,7 @@ def test_the_head_computes_what_is_needed():
     hook = tiny().visual_head.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[:2]))
     draw(num_images_per_prompt=2)
     hook.remove()
-    assert rows == [(4, 1), *[(8, 4)] * 3, *[(8, 16)] * 3]  # without guidance at the first scale
+    assert rows == [(4, 1), *[(4, 4)] * 3, *[(4, 16)] * 3]  # of guided states, one row for a picture
 
 
 # ---- The same picture ----

@@ -45,9 +45,11 @@ MODULES = {
     "semantic_tokenflow.py",
 }
 GENERATOR_MODULES = MODULES | {
+    "attention_tokenflow.py",
     "cache_tokenflow.py",
     "conversation_tokenflow.py",
     "generation_tokenflow.py",
+    "loss_tokenflow.py",
     "low_bits_tokenflow.py",
     "modeling_tokenflow_text_to_image.py",
     "pipeline_tokenflow.py",

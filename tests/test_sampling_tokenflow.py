@@ -15,6 +15,7 @@ from transformers_tokenflow.generation_tokenflow import default_generation_confi
 from transformers_tokenflow.sampling_tokenflow import (
     Generators,
     Sampling,
+    largest,
     make_generators,
     more_generators,
     plain_seeds,
@@ -85,6 +86,32 @@ def test_draws_are_the_plain_ones(
         if top_k != 1 and (limits - uniform[row]).abs().min() < 1e-5:
             continue  # rounding decides
         assert codes[row] == plain_draw(probabilities, float(uniform[row]))
+
+
+@given(st.sampled_from([4096, 4095, 1200, 130, 70]), st.integers(1, 1300), st.booleans(), SEEDS)
+def test_the_largest_of_many(size: int, count: int, has_ties: bool, seed: int):
+    logits = make_logits(2, 3, size, seed=seed)
+    logits = logits.bfloat16().float() if has_ties else logits
+    count = min(count, size)
+    values, entries = largest(logits, count)
+    assert torch.equal(values, logits.topk(count).values)
+    assert torch.equal(values, logits.gather(-1, entries))
+    assert all(len(row.unique()) == count for row in entries.flatten(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "bf16", "all equal"])
+@pytest.mark.parametrize("top_k", [1, 2, 100, 900, 4095, 4096])
+def test_draws_from_many_entries_are_the_plain_ones(top_k: int, kind: str):
+    logits = make_logits(1, 6, 4096)
+    logits = {"distinct": logits, "bf16": logits.bfloat16().float(), "all equal": torch.zeros_like(logits)}[kind]
+    uniform = (torch.arange(6) / 6)[None]
+    codes = sample(logits, top_k, 0.9, 1.0, uniform)
+    for token in range(6):
+        probabilities = plain_probabilities(logits[0, token], top_k, 0.9)
+        if top_k == 1:
+            assert codes[0, token] == logits[0, token].argmax()
+        elif (probabilities.cumsum(0) - uniform[0, token]).abs().min() > 1e-5:
+            assert codes[0, token] == plain_draw(probabilities, float(uniform[0, token]))
 
 
 @given(st.integers(1, 60), SEEDS)

@@ -457,23 +457,21 @@ class NextScaleGenerationMixin(GenerationMixin):
         output_logits: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Head, guidance and draw of a pass: hidden states (rows, T, D) -> codes (N, T) and, if asked for, scores.
+        Guidance, head and draw of a pass: hidden states (rows, T, D) -> codes (N, T) and, if asked for, scores.
 
         A few tokens at a time, so that scores stay in the processor's cache and no pass holds all of them.
         """
         num_pictures, num_tokens = len(drawing.prompt_index), hidden.shape[1]
-        weight = sampling.guidance(index, len(self.tokenizer.config.scales))
-        if drawing.is_guided and weight == 0:
-            hidden = hidden[:num_pictures]
+        hidden = guide(hidden, sampling.guidance(index, len(self.tokenizer.config.scales)), num_pictures)
         top_k, top_p = sampling.top_k[number], sampling.top_p[number]
         uniform = None if top_k == 1 else drawing.generators.uniform(num_pictures, num_tokens, hidden.device)
         chunk = num_tokens
         if not output_logits:
-            chunk = max(1, SCORES_CHUNK // (len(hidden) * self.visual_head.out_features))
+            chunk = max(1, SCORES_CHUNK // (num_pictures * self.visual_head.out_features))
         codes = []
         for start in range(0, num_tokens, chunk):
             part = slice(start, start + chunk)
-            logits = guide(self.visual_head(hidden[:, part]).float(), weight, num_pictures)
+            logits = self.visual_head(hidden[:, part]).float()
             part_uniform = None if uniform is None else uniform[:, part].to(logits.device)
             codes.append(self.sample_codes(logits, top_k, top_p, sampling.temperature, part_uniform).to(hidden.device))
         return torch.cat(codes, dim=1), logits if output_logits else None
@@ -545,12 +543,22 @@ class NextScaleGenerationMixin(GenerationMixin):
         )
 
 
-def guide(logits: torch.Tensor, weight: float, num_pictures: int) -> torch.Tensor:
-    """(1 + weight) conditional - weight unconditional scores: (2 N, T, K), or (N, T, K) of one kind -> (N, T, K)"""
-    if len(logits) == num_pictures:
-        return logits
-    conditional, unconditional = logits.chunk(2)
-    return torch.lerp(unconditional, conditional, 1 + weight)
+def guide(hidden: torch.Tensor, weight: float, num_pictures: int) -> torch.Tensor:
+    """
+    Hidden states whose scores are (1 + weight) conditional - weight unconditional ones.
+
+    The head is linear: guided before it, there are half as many scores to compute.
+
+    Args:
+        hidden: (2 N, T, D), or (N, T, D) of the conditional kind alone.
+
+    Returns:
+        (N, T, D)
+    """
+    if weight == 0 or len(hidden) == num_pictures:
+        return hidden[:num_pictures]
+    conditional, unconditional = hidden.float().chunk(2)
+    return torch.lerp(unconditional, conditional, 1 + weight).to(hidden.dtype)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

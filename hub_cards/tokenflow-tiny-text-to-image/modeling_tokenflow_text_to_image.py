@@ -27,8 +27,10 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_tokenflow import prefers_products, product_attention_forward
 from .configuration_tokenflow import TokenFlowTextToImageConfig
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned, positions
+from .loss_tokenflow import cross_entropy
 from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
@@ -90,10 +92,12 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
         dropout = self.attention_dropout if self.training else 0.0
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        is_plain = dropout == 0 and (attention_mask is not None or not kwargs.get("is_causal"))
+        if implementation == "sdpa" and is_plain and prefers_products(query, key):
+            attend = product_attention_forward
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
@@ -496,7 +500,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         if end_logits is not None:
             scores = torch.cat([scores, end_logits], dim=1)
             targets = torch.cat([targets, end_ids.to(targets.device)], dim=1)
-        return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten().to(scores.device))
+        return cross_entropy(scores.flatten(0, 1), targets.flatten().to(scores.device))
 
 
 def below(blocks: torch.Tensor, limits: torch.Tensor) -> Callable[..., torch.Tensor]:

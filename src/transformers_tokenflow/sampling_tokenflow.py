@@ -22,9 +22,12 @@ HARMLESS = (
 )
 # Arguments of `generate`, which a configuration may hold ("preallocated" transformers lets none hold, nor need one).
 ARGUMENTS = ("cache_implementation", "output_logits")
-# Entries that tie with the last of the best `top_k` remain, however many they are. In half precision a few often do:
+# Entries that tie with the last of the best `top_k` remain, however many they are. In half precision dozens often do:
 # taken along at once, they save a second search.
-SPARE = 8
+SPARE = 64
+# Groups of scores, of which only the best are searched: for many and for few entries to find.
+GROUP_SIZES = (4, 16)
+FEW = 256
 
 
 @dataclass
@@ -249,11 +252,29 @@ def best_scores(logits: torch.Tensor, top_k: int, is_sorted: bool) -> tuple[torc
     size = logits.shape[-1]
     if top_k == 0 or top_k >= size:
         return logits.sort(dim=-1, descending=True) if is_sorted else (logits, None)
-    scores, entries = logits.topk(min(top_k + SPARE, size), dim=-1)
+    scores, entries = largest(logits, min(top_k + SPARE, size))
     worst = scores[..., top_k - 1 : top_k]
     if (scores[..., -1:] == worst).any() and scores.shape[-1] < size:
-        scores, entries = logits.topk(int((logits >= worst).sum(dim=-1).max()), dim=-1)
+        scores, entries = largest(logits, int((logits >= worst).sum(dim=-1).max()))
     return scores.masked_fill(scores < worst, -torch.inf), entries
+
+
+def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What `values.topk(count)` gives, on processors in half the time.
+
+    The `count` largest lie in the `count` groups whose own largest are the largest: no other need be searched.
+    """
+    size = values.shape[-1]
+    group = GROUP_SIZES[count <= FEW]
+    num_groups = size // group
+    if values.device.type != "cpu" or size % group or num_groups <= count:
+        return values.topk(count, dim=-1)
+    grouped = values.unflatten(-1, (group, num_groups))
+    groups = grouped.amax(dim=-2).topk(count, dim=-1, sorted=False).indices
+    found = grouped.gather(-1, groups[..., None, :].expand(*grouped.shape[:-1], count)).flatten(-2)
+    best, places = found.topk(count, dim=-1)
+    return best, groups.gather(-1, places % count) + places // count * num_groups
 
 
 def beyond_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
