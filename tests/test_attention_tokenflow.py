@@ -87,16 +87,49 @@ def test_half_precision_rounds_as_transformers_eager_attention_does():
         ({"dtype": torch.float32}, False),
         ({"dtype": torch.float16}, False),
         ({"device": "meta"}, False),
-        ({"most": 2 * 4 * 3 * 5 - 1}, False),
+        ({"most_of_row": 4 * 3 * 5 - 1}, False),
+        ({"most": 2 * 4 * 3 * 5 - 1, "trains": True}, False),
+        ({"most": 2 * 4 * 3 * 5 - 1}, True),
         ({"has": False}, False),
     ],
 )
 def test_products_where_they_are_faster(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], is_taken: bool):
     monkeypatch.setattr(attention_tokenflow, "PREFERS_PRODUCTS", change.get("has", True))
+    monkeypatch.setattr(attention_tokenflow, "MOST_SCORES_OF_ROW", change.get("most_of_row", 4 * 3 * 5))
     monkeypatch.setattr(attention_tokenflow, "MOST_SCORES", change.get("most", 2 * 4 * 3 * 5))
     options = {"dtype": change.get("dtype", torch.bfloat16), "device": change.get("device", "cpu")}
     query, key = torch.empty(2, 4, 3, 8, **options), torch.empty(2, 2, 5, 8, **options)
-    assert prefers_products(query, key) is is_taken
+    with torch.set_grad_enabled(change.get("trains", False)):
+        assert prefers_products(query, key) is is_taken
+
+
+def test_autocast_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention_tokenflow, "PREFERS_PRODUCTS", True)
+    query = torch.empty(1, 1, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prefers_products(query, query)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, rows: int):
+    parts = states(4, 2, 3, 5, torch.float32)
+    mask = torch.ones(rows, 1, 3, 5).bernoulli(0.7).bool()
+    expected = outputs_and_gradients(parts, mask, True)
+    monkeypatch.setattr(attention_tokenflow, "MOST_SCORES", 1)
+    torch.testing.assert_close(outputs_and_gradients(parts, mask, True), expected)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("kind", ["bool", "numbers"])
+def test_hidden_keys_are_never_infinitely_far(kind: str, is_autocast: bool):
+    """A mask of fp32's least number is -inf in bf16, by which a row that sees nothing would be NaN."""
+    parts = states(2, 2, 3, 3, torch.float32 if is_autocast else torch.bfloat16)
+    mask = torch.ones(2, 1, 3, 3, dtype=torch.bool).tril(diagonal=-1)
+    if kind == "numbers":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        output = product_attention_forward(nn.Module(), *parts, attention_mask=mask, scaling=SCALING)[0]
+    assert output.dtype == torch.bfloat16 and output.isfinite().all()
 
 
 @pytest.fixture
@@ -129,6 +162,29 @@ def test_the_generator_in_bf16_takes_products(calls: list[tuple[int, ...]]):
     count = len(calls)
     torch.testing.assert_close(found, scores(attention="eager"), rtol=0.05, atol=0.05)
     assert len(calls) == count
+
+
+def test_attentions_that_are_asked_for_are_left_to_transformers(calls: list[tuple[int, ...]]):
+    model = tiny_text_to_image()[0].to(torch.bfloat16)
+    model(torch.tensor([[9, 3]]), codes=CODES, output_attentions=True)
+    assert not calls
+
+
+def test_a_dynamic_prompt_is_exported(calls: list[tuple[int, ...]]):
+    model = tiny_text_to_image()[0].to(torch.bfloat16)
+
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+            return self.model(ids, codes=codes).logits
+
+    shapes = {"ids": {1: torch.export.Dim("prompt", min=3, max=64)}, "codes": {}}
+    program = torch.export.export(Scores(), (torch.tensor([[9, 3, 4, 5]]), CODES), dynamic_shapes=shapes, strict=False)
+    ids = torch.tensor([[9, 3, 4, 5, 6, 7]])
+    torch.testing.assert_close(program.module()(ids, CODES), Scores()(ids, CODES), rtol=0.05, atol=0.05)
 
 
 def test_dropout_is_left_to_torch(calls: list[tuple[int, ...]]):

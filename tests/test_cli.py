@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -437,6 +438,19 @@ class TestReconstruct:
             succeed("reconstruct", photos / "a", "--model", folder, "--output", tmp_path / name, *options)
         one, two, half = (np.asarray(Image.open(tmp_path / name / "same.png"), int) for name in ("one", "two", "half"))
         assert np.array_equal(one, two) and one.shape == half.shape == (32, 32, 3)
+
+    @pytest.mark.parametrize("command", ["reconstruct", "decode"])
+    def test_pictures_of_other_origin_are_not_overwritten(self, folder, photos, tmp_path, command):
+        own = tmp_path / "own"
+        shutil.copytree(photos / "a", own)
+        before, codes = (own / "same.png").read_bytes(), tmp_path / "codes.parquet"
+        succeed("encode", own, codes, "--model", folder)
+        source = {"reconstruct": [own, "--output"], "decode": [codes]}[command]
+        message = fail(command, *source, own, "--model", folder)
+        assert "same.png is a picture of yours, and would be overwritten: name another folder" in message
+        assert (own / "same.png").read_bytes() == before
+        for _ in range(2):  # what the command itself has written it may write again
+            succeed(command, *source, tmp_path / "out", "--model", folder)
 
     def test_nothing_to_reconstruct(self, folder, photos, tmp_path):
         message = fail("reconstruct", photos / "broken.png", "--model", folder, "--output", tmp_path / "out")

@@ -55,7 +55,9 @@ def folder(tmp_path: Path) -> Path:
         picture.save(path)
     lines = [{"file_name": "0.png", "text": "zero", "likes": 3}, {"file_name": "other/3.png", "text": "three"}]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    (root / "inner" / "metadata.csv").write_text('file_name,text,likes\n1.png,"one, two",\n', newline="")
+    (root / "inner" / "metadata.csv").write_text(
+        'file_name,text,likes\n1.png,"one, two",\n', encoding="utf-8-sig", newline=""
+    )
     return root
 
 

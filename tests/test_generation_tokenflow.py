@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -655,6 +656,17 @@ def test_callbacks_may_draw():
 # ---- Errors ----
 
 
+def test_scores_are_numbers_of_any_kind():
+    expected = draw(best_of=2, scorer=lambda features, _: torch.arange(4.0)).codes
+    for scores in ([0.0, 1.0, 2.0, 3.0], np.arange(4)):
+        assert torch.equal(draw(best_of=2, scorer=lambda *_, scores=scores: scores).codes, expected)
+
+
+def test_kept_scales_are_enough():
+    codes = some_codes()
+    assert torch.equal(draw(codes=codes[:, :5], keep_scales=2).codes, draw(codes=codes, keep_scales=2).codes)
+
+
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "lists that differ": ({"top_k": [5, 1], "top_p": [0.5, 0.5, 0.0]}, "an entry per pass"),
     "no passes": ({"top_k": [], "top_p": []}, "an entry per pass"),
@@ -663,7 +675,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "large p": ({"top_p": 1.1}, r"top_p must lie in \[0, 1\]"),
     "negative p": ({"top_p": [0.5, -0.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
     "temperature": ({"temperature": 0.0}, "temperature"),
-    "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
+    "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale must be a number from 0 on"),
     "schedule": ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
     "no negative prompt": (
         {"negative_prompt_ids": None},
@@ -692,7 +704,18 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "masks": ({"codes": some_codes(), "mask": torch.ones(3, 4, 4)}, "`mask` for one, 2 or 2 pictures; got 3"),
     "pictures": ({"codes": some_codes(3), "keep_scales": 1}, "`codes` for one, 2 or 2 pictures; got 3"),
     "part of a scale": ({"codes": some_codes()[:, :4], "keep_scales": 1}, r"\[1, 5, 21\]"),
-    "a few scales": ({"codes": some_codes()[:, :5], "keep_scales": 1}, r"all 3 scales; got \(1, 5\)"),
+    "a few scales": ({"codes": some_codes()[:, :5], "keep_scales": 3}, r"at least 3 scales, .*; got \(1, 5\)"),
+    "a mask of a few": (
+        {"codes": some_codes()[:, :5], "mask": torch.ones(4, 4)},
+        r"at least 3 scales, .*; got \(1, 5\)",
+    ),
+    "half a scale": ({"codes": some_codes(), "keep_scales": 1.5}, "keep_scales must be a whole number; got 1.5"),
+    "half a picture": ({"num_images_per_prompt": 1.5}, "num_images_per_prompt must be a whole number; got 1.5"),
+    "prune at a number": (
+        {"best_of": 2, "scorer": Ranks([[0.0]]), "prune_at": 1},
+        "prune_at is a list of scales; got 1",
+    ),
+    "no choice": ({"best_of": 2, "scorer": lambda features, _: [torch.nan] * len(features)}, "the scorer gave NaN"),
     "codes out of range": ({"codes": some_codes() + 40, "keep_scales": 1}, r"\[0, 48\)"),
     "codes that are none": ({"codes": some_codes().float(), "keep_scales": 1}, "integers"),
     "cache": ({"cache_implementation": "paged"}, "'preallocated', 'dynamic' or 'static'; got 'paged'"),

@@ -461,8 +461,24 @@ class TestOptions:
         with_bytes = pixels_of(processor, np.asarray(photo) / 255)
         assert torch.allclose(pixels_of(processor, np.asarray(photo) / 255, do_rescale=False), with_bytes, atol=1e-5)
 
+    @both_backends
+    @pytest.mark.parametrize("do_resize", [True, False])
+    @pytest.mark.parametrize("do_normalize", [True, False])
+    def test_dtypes(self, processor_class, do_resize, do_normalize):
+        processor = processor_class(size=24, do_resize=do_resize, do_rescale=False, do_normalize=do_normalize)
+        values = processor(make_photo(), return_tensors="pt")["pixel_values"]
+        assert values.dtype == (torch.float32 if do_normalize else torch.uint8)
+
 
 class TestPostprocess:
+    @both_backends
+    def test_other_factors_return_too(self, processor_class):
+        photo = make_photo(24, 24)
+        processor = processor_class(size=24, rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[1.0] * 3)
+        values = processor(photo, return_tensors="pt")["pixel_values"]
+        assert -1 <= values.min() < 0 < values.max() <= 1
+        assert np.array_equal(np.asarray(processor.postprocess(values)[0]), np.asarray(photo))
+
     @both_backends
     def test_every_byte_returns(self, processor_class):
         ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)

@@ -69,6 +69,23 @@ def test_scores_that_are_no_numbers(value: float):
     assert not cross_entropy(scores, torch.tensor([0, 1, 2])).isfinite()
 
 
+def test_the_default_dtype_has_no_part():
+    scores, targets = torch.randn(5, 300), torch.arange(5)
+    expected = loss_and_gradient(cross_entropy, scores, targets)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = loss_and_gradient(cross_entropy, scores, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_functional_transforms():
+    scores, targets = torch.randn(4, 6), torch.tensor([1, 5, 0, 2])
+    expected = loss_and_gradient(plain, scores, targets)[1] / 3
+    torch.testing.assert_close(torch.func.grad(cross_entropy)(scores, targets), expected)
+
+
 def test_it_is_compiled_as_torchs():
     scores, targets = torch.randn(5, 7), torch.tensor([1, 5, -100, 2, 6])
     found = loss_and_gradient(torch.compile(cross_entropy, backend="aot_eager", fullgraph=True), scores, targets)

@@ -193,6 +193,13 @@ def test_pixels_that_are_no_numbers(value: float):
             method(pixel_values)
 
 
+def test_pixels_that_are_no_tensor():
+    pixel_values = torch.zeros(2, 3, 32, 32)
+    for given in (pixel_values.numpy(), list(pixel_values), None):
+        with pytest.raises(ValueError, match="as a tensor .*return_tensors='pt'; got " + type(given).__name__):
+            tiny_model("clip").encode(given)
+
+
 def test_pixels_that_are_bytes():
     with pytest.raises(ValueError, match="torch.uint8"):
         tiny_model("clip").encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

@@ -322,6 +322,9 @@ def test_ends_that_can_not_be():
     for prefix in (None, codes[:, :1]):
         with pytest.raises(ValueError, match="whole image of 21"):
             tiny()(prompts(), codes=prefix, end_ids=prompts())
+    for end_ids in (numbers(2, 3)[0], numbers(1, 3)):
+        with pytest.raises(ValueError, match=r"expected end_ids \(batch, length\) of 2 prompts; got"):
+            tiny()(prompts(), codes=codes, end_ids=end_ids)
 
 
 # ---- Padding and batches ----

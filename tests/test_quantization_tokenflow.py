@@ -347,6 +347,13 @@ def test_features_that_do_not_fit(shape: tuple[int, ...]):
 def test_scales_that_do_not_ascend(scales: list[int]):
     with pytest.raises(ValueError, match="scales are positive sides in ascending order"):
         make_quantizer([1, 2, 4])(make_features(2, 4), scales=scales)
+    with pytest.raises(ValueError, match="scales are positive sides in ascending order"):
+        make_quantizer(scales)
+    quantizer = make_quantizer([1, 2, 4])
+    codes = torch.zeros(2, sum(scale * scale for scale in scales), dtype=torch.long)
+    for method in (quantizer.split_codes, quantizer.codes_to_features, quantizer.next_scale_inputs):
+        with pytest.raises(ValueError, match="scales are positive sides in ascending order"):
+            method(codes, scales)
 
 
 # ---- Gradients ----
@@ -484,6 +491,15 @@ def test_entries_are_never_made_halves(change: Callable):
     assert quantizer.double().codebook.semantic.dtype == torch.float64
     assert quantizer.to("meta").codebook.semantic.is_meta
     assert quantizer.to_empty(device="cpu").codebook.semantic.device.type == "cpu"
+
+
+def test_entries_of_a_model_made_in_half_precision_are_none():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        quantizer = make_quantizer([1, 2])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {entries.dtype for entries in quantizer.codebook.parameters()} == {torch.float32}
 
 
 def test_the_table_is_not_kept_in_training_nor_with_gradients():

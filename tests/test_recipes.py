@@ -31,6 +31,7 @@ NAMES = sorted(
 )
 PAPER = ["tokenflow-b.yaml", "tokenflow-l.yaml", "tokenflow-xl.yaml", "tokenflow-b-256-enhanced.yaml"]
 ENHANCED = "tokenflow-b-256-enhanced.yaml"
+PRESET_B = TokenFlowConfig.from_preset("tokenflow-b")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -286,6 +287,10 @@ def test_scientific_numbers_are_numbers(tmp_path):
 def test_bad_settings_are_named(recipe, change, message):
     with pytest.raises(ValueError, match=message):
         recipes.make_trainer(recipes.read_recipe(recipe, change))
+
+
+def test_empty_keys_change_nothing():
+    assert recipes.make_config({"preset": "tokenflow-b", "config": None}).to_dict() == PRESET_B.to_dict()
 
 
 @pytest.mark.parametrize("text", ["[]", "model: {}", "{model: {}, data: {}, training: {}, optimizer: {}}", ""])

@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,18 @@ def test_bad_settings_are_named(sources, change, message):
         recipes.make_trainer(recipe)
 
 
-@pytest.mark.parametrize("form", [str, lambda path: [path], lambda path: {"train": [path.replace("own", "o*n")]}])
+FORMS: list[Callable[[Path], dict[str, Any]]] = [
+    lambda path: {"data_files": str(path)},
+    lambda path: {"data_files": [str(path)]},
+    lambda path: {"data_files": {"train": [str(path).replace("own", "o*n")]}},
+    lambda path: {"data_files": f"file://{path}"},
+    lambda path: {"data_dir": str(path.parent)},
+    lambda path: {"data_dir": str(path.parent), "data_files": path.name},
+    lambda path: {"path": str(path.parent)},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_codes_of_another_tokenizer_are_refused(sources, form):
     pictures = sources / "pictures"
     pictures.mkdir()
@@ -224,14 +236,42 @@ def test_codes_of_another_tokenizer_are_refused(sources, form):
     for seed in (0, 1):
         model = tiny_model(seed=seed)
         processor = TokenFlowImageProcessor(size={"shortest_edge": 32})
-        output = sources / f"own-{seed}.parquet"
+        output = sources / f"codes-{seed}" / f"own-{seed}.parquet"
+        output.parent.mkdir()
         encode_pictures([pictures], output, Tokenizer("tiny", model, processor, torch.device("cpu")), 4)
-        recipe = recipes.read_recipe(path, {"data.data_files": form(str(output))})
+        recipe = recipes.read_recipe(path, {"data": {"path": "parquet", **form(output)}})
         if seed == 0:
             recipes.train(recipe)
         else:
             with pytest.raises(ValueError, match="come from tiny .*encode the pictures anew"):
                 recipes.make_trainer(recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.max_steps=1.5"], "TextToImageTrainingArguments.max_steps must be a whole number; got 1.5"),
+        (["training.muon=maybe"], "TextToImageTrainingArguments.muon must be true or false; got 'maybe'"),
+        (["training.learning_rate=much"], "TextToImageTrainingArguments.learning_rate must be a number; got 'much'"),
+        (
+            ["data.path=json", "data.data_files=cut.json"],
+            "can't be followed: An error occurred .*: Unexpected character",
+        ),
+        (["data.transform={min_crop: 0.5}"], "rows with codes are read by them"),
+    ],
+)
+def test_errors_are_one_line(sources, monkeypatch, settings, message):
+    monkeypatch.chdir(sources)
+    (sources / "cut.json").write_text('[{"codes": [1, 2')
+    with pytest.raises(CommandError, match=message) as error:
+        train_recipe(write(sources, from_scratch(sources)), settings)
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_be_written_as_powers(tmp_path):
+    section = {"output_dir": str(tmp_path), "max_steps": 1e1, "use_cpu": True, "report_to": "none"}
+    args = recipes.make_arguments(section, TextToImageTrainingArguments)
+    assert args.max_steps == 10 and isinstance(args.max_steps, int)
 
 
 def test_a_text_tokenizer_is_needed(sources):

@@ -345,14 +345,25 @@ def test_guidance_over_the_scales():
         ({"top_p": [0.5, 1.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"top_p": [0.5, -0.1, 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"top_p": [0.5, float("nan"), 0.0]}, r"top_p must lie in \[0, 1\]"),
-        ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must not be negative"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a number from 0 on"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 0 on"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be a number from 0 on"),
         ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
     ],
 )
 def test_impossible_settings(overrides: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         settings(**overrides)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_numbers_of_any_library(kind: Any):
+    config = default_generation_config()
+    config.top_k, config.top_p = kind([1200, 100]), kind([0.5, 0.25])
+    found = Sampling.from_config(config)
+    assert found.top_k == [1200, 100] and found.top_p == [0.5, 0.25]
+    logits, uniform = make_logits(1, 3, 4096), torch.rand(1, 3)
+    assert torch.equal(sample(logits, np.int64(100), 0.5, 1.0, uniform), sample(logits, 100, 0.5, 1.0, uniform))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

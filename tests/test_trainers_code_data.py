@@ -112,12 +112,19 @@ def test_same_prompts_for_same_seed_epoch_and_index():
         ([list(range(21)), []], "expected 21 codes"),
         ([[48] * 21], "codes from 48 to 48 are no codes of a codebook of 48"),
         ([[-1] * 21], "codes from -1"),
+        ([[0.9] * 21], "codes must be whole numbers; got float64"),
     ],
 )
 def test_codes_of_another_tokenizer_are_refused(codes, message):
     rows = datasets.Dataset.from_dict({"codes": codes, "text": ["a"] * len(codes)})
     with pytest.raises(ValueError, match=message):
         captioned(rows, CONFIG, PLAIN)
+
+
+def test_settings_of_pictures_mean_nothing_for_codes():
+    for settings in ({"image_column": "image"}, {"transform": PictureTransform(32)}):
+        with pytest.raises(ValueError, match="rows with codes are read by them"):
+            captioned(code_rows(4), CONFIG, PLAIN, **settings)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_what_is_no_conversation(turns, pictures, message):
         read_messages(turns, "<image>", pictures)
 
 
-def test_errors_name_the_row(pair):
+def test_errors_name_the_row(pair, tmp_path):
     with pytest.raises(ValueError, match="row 1: the conversation has no answer"):
         read(pair, rows_of(messages=[CHAT, CHAT[:1]]))
     with pytest.raises(ValueError, match="row 1: expected 21 codes in every row; got 3"):
@@ -185,6 +185,11 @@ def test_errors_name_the_row(pair):
         read(pair, rows_of(codes=[[48] * 21], questions=[[{"question": QUESTION, "answer": ANSWER}]]))[0]
     with pytest.raises(ValueError, match="row 0: the picture 'nowhere.png' can't be read"):
         read(pair, rows_of(image=["nowhere.png"], messages=[CHAT]))[0]
+    broken = tmp_path / "broken.png"
+    gradient_pictures(1)[0].save(broken)
+    broken.write_bytes(broken.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="row 0: the picture '.*broken.png' can't be read: .*truncated"):
+        read(pair, rows_of(image=[str(broken)], messages=[CHAT]))[0]
     with pytest.raises(ValueError, match="row 0: questions are a list"):
         read(pair, rows_of(questions=[["what?"]]))[0]
     with pytest.raises(ValueError, match="row 0: the conversation has no answer"):

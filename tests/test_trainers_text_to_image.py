@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_text_to_image
 from tiny_text_to_image_training import NAMES, code_rows, tiny_arguments, tiny_trainer
 from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowProcessor
+from transformers_tokenflow.trainers import TextToImageTrainer
 from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.recipe import last_checkpoint
 from transformers_tokenflow.trainers.streams import ExampleStream
@@ -178,6 +180,41 @@ def test_samples_are_drawn_at_evaluation_and_always_the_same(tmp_path):
     assert (pictures[0] == pictures[1]).all() and pictures[0].shape[1] > 2 * 32
 
 
+def test_no_samples_where_no_pictures_are_logged(tmp_path):
+    trainer = tiny_trainer(tmp_path, sample_prompts=["an apple"], logged_pictures=0)
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_an_evaluation_of_nothing_is_an_error(tmp_path):
+    trainer = tiny_trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": 3.0}, "sample_options: generate does not take guidance"),
+        ({"seed": 3}, "sample_options: generate does not take seed"),
+        ({"top_k": [5, 1], "top_p": [0.5]}, "an entry per pass"),
+    ],
+)
+def test_sample_options_are_looked_at_before_training(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(tmp_path, sample_options=options)
+
+
+def test_an_optimizer_that_is_given_can_not_be_another(tmp_path):
+    model, processor = tiny_text_to_image()
+    given = torch.optim.SGD(model.parameters(), lr=0.1)
+    for changes in ({"muon": True}, {"part_learning_rates": {"visual_head": 0.0}}):
+        with pytest.raises(ValueError, match="leave muon and part_learning_rates out"):
+            TextToImageTrainer(
+                model, tiny_arguments(tmp_path, **changes), processing_class=processor, optimizers=(given, None)
+            )
+
+
 def test_bf16_on_the_cpu(tmp_path):
     trainer = tiny_trainer(
         tmp_path, bf16=True, max_steps=3, ema_decay=0.5, sample_prompts=["owl"], sample_options={"guidance_scale": 2.0}
@@ -243,6 +280,7 @@ def test_norms_and_biases_do_not_decay(tmp_path):
         ({"lora_rank": -1}, "lora_rank must not be negative"),
         ({"lora_modules_to_save": ["visual_head"]}, "set lora_rank too"),
         ({"sample_options": "[1]"}, "sample_options must map"),
+        ({"sample_prompts": "an apple"}, "sample_prompts is a list of texts; got 'an apple'"),
         ({"trainable_parts": ["nothing"]}, "no parameters begin with nothing"),
         ({"label_smoothing_factor": 0.1}, "of its own, without label_smoothing_factor"),
     ],

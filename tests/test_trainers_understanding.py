@@ -401,6 +401,14 @@ def test_batches_of_like_lengths_without_reading_pictures(tmp_path, monkeypatch)
     assert np.mean(spreads) < 0.3 * np.ptp(dataset.lengths)
 
 
+@pytest.mark.parametrize("rows", [message_rows(8), question_rows(8)])
+def test_batches_of_like_lengths_are_evaluated_in_order(tmp_path, rows):
+    options = {"train_sampling_strategy": "group_by_length", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    trainer = tiny_trainer(tmp_path, rows, **options)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == tiny_trainer(tmp_path, rows, model=trainer.model).evaluate()["eval_loss"]
+
+
 def test_lengths_of_drawn_questions_are_found_by_reading(tmp_path):
     trainer = tiny_trainer(tmp_path, question_rows(8), train_sampling_strategy="group_by_length", max_steps=1)
     trainer.train()

@@ -95,7 +95,8 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         implementation = self.config._attn_implementation
         dropout = self.attention_dropout if self.training else 0.0
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        is_plain = dropout == 0 and (attention_mask is not None or not kwargs.get("is_causal"))
+        is_plain = dropout == 0 and not kwargs.get("output_attentions")
+        is_plain = is_plain and (attention_mask is not None or not kwargs.get("is_causal"))
         if implementation == "sdpa" and is_plain and prefers_products(query, key):
             attend = product_attention_forward
         output, weights = attend(
@@ -421,7 +422,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             features = self.tokenizer.quantizer.next_scale_inputs(codes, drawn_codes=drawn_codes)
             refined = self.model.embed_image(features, start=1)
         if end_ids is not None:
-            self._check_end(end_ids, 1 + image.shape[1])
+            self._check_end(end_ids, batch, 1 + image.shape[1])
             end = self.model.embed_end(end_ids)
         scales = self.model.image_scales(input_ids.device)[1:]
         blocks = [
@@ -471,9 +472,11 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
                 f"{tuple(codes.shape) if codes is not None else None}"
             )
 
-    def _check_end(self, end_ids: torch.Tensor, num_codes: int) -> None:
+    def _check_end(self, end_ids: torch.Tensor, num_prompts: int, num_codes: int) -> None:
         if self.text_head is None:
             raise ValueError("end_ids are predicted by a text head: set `use_text_head` in the configuration")
+        if end_ids.dim() != 2 or len(end_ids) != num_prompts:
+            raise ValueError(f"expected end_ids (batch, length) of {num_prompts} prompts; got {tuple(end_ids.shape)}")
         if num_codes < self.config.tokenizer_config.num_image_tokens:
             raise ValueError(f"end_ids follow a whole image of {self.config.tokenizer_config.num_image_tokens} codes")
 

@@ -92,6 +92,7 @@ class TokenFlowPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
+        callback_on_scale_end: Callable[[int, torch.Tensor], None] | None = None,
         **kwargs: Any,
     ) -> ImagePipelineOutput | tuple:
         """
@@ -102,7 +103,7 @@ class TokenFlowPipeline(DiffusionPipeline):
             negative_prompt: what guidance leads away from, for all or for each prompt; by default the processor's.
             guidance_scale: t in (1 + t) conditional - t unconditional scores, at the last scale; 0 is none.
             num_images_per_prompt: n. Pictures of a prompt follow each other.
-            generator: one for all N = B · n pictures, or one for each, whose picture is then the same alone.
+            generator: one for all N = B · n pictures, or one for each, whose picture is then, in fp32, the same alone.
             image: a picture of which something is kept, in any form the image processor takes; or B or N of them.
             codes: (1 or B or N, L), in place of `image`.
             keep_scales: how many coarse scales of it are kept.
@@ -114,6 +115,7 @@ class TokenFlowPipeline(DiffusionPipeline):
                 tensors that are asked for. It looks on: what it returns changes nothing.
             callback_on_step_end_tensor_inputs: of `codes`, all so far (N, length), which `decode` makes pictures of,
                 and `pixel_values`, what they decode to, (N, 3, H, W).
+            callback_on_scale_end: the same as `generate` has it: called with the scale's index and the codes.
             kwargs: further arguments of the model's `generate`: `top_k`, `top_p`, `temperature`, `best_of`,
                 `prune_at`, `seed`, ...
 
@@ -139,6 +141,8 @@ class TokenFlowPipeline(DiffusionPipeline):
 
             def on_scale_end(index: int, prefix: torch.Tensor) -> None:
                 bar.update()
+                if callback_on_scale_end is not None:
+                    callback_on_scale_end(index, prefix)
                 if callback_on_step_end is not None:
                     tensors = self._callback_tensors(prefix, callback_on_step_end_tensor_inputs)
                     callback_on_step_end(self, index, scales[index], tensors)

@@ -80,8 +80,9 @@ class TokenFlowCodebook(nn.Module):
 
     def __init__(self, size: int, semantic_dim: int, pixel_dim: int):
         super().__init__()
-        self.semantic = nn.Parameter(torch.empty(size, semantic_dim))
-        self.pixel = nn.Parameter(torch.empty(size, pixel_dim))
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # also in a model made in half precision
+        self.semantic = nn.Parameter(torch.empty(size, semantic_dim, dtype=dtype))
+        self.pixel = nn.Parameter(torch.empty(size, pixel_dim, dtype=dtype))
         self._cache: tuple[list[torch.Tensor], torch.Tensor] | None = None
         self.reset_parameters()
 
@@ -161,6 +162,7 @@ class TokenFlowQuantizer(nn.Module):
         entropy_weight: float = 0.0,
     ):
         super().__init__()
+        check_scales(scales)
         self.scales = list(scales)
         self.dims = [semantic_dim, pixel_dim]
         self.distance_weight = distance_weight
@@ -241,9 +243,7 @@ class TokenFlowQuantizer(nn.Module):
         return torch.cat(codes, dim=1), residual
 
     def _check_features(self, features: torch.Tensor, scales: Sequence[int]) -> None:
-        # `sorted` takes no symbolic sizes, which compilation has for a second resolution.
-        if not scales or scales[0] < 1 or any(first > second for first, second in itertools.pairwise(scales)):
-            raise ValueError(f"scales are positive sides in ascending order, coarse first; got {scales}")
+        check_scales(scales)
         shape = tuple(features.shape)
         if len(shape) != 4 or shape[1] != sum(self.dims) or shape[2] != shape[3] or shape[3] < scales[-1]:
             raise ValueError(
@@ -324,7 +324,8 @@ class TokenFlowQuantizer(nn.Module):
         Raises:
             ValueError: `codes` is not two-dimensional, or ends inside a scale.
         """
-        scales = scales or self.scales
+        scales = self.scales if scales is None else scales
+        check_scales(scales)
         lengths = prefix_lengths(scales)
         if codes.dim() != 2 or codes.shape[1] not in lengths:
             raise ValueError(
@@ -346,9 +347,10 @@ class TokenFlowQuantizer(nn.Module):
         Returns:
             (B, S, D, H, W) in fp32: [:, i] is the sum over the scales up to i; the last equals `quantized`.
         """
-        grid = (scales or self.scales)[-1]
+        parts = self.split_codes(codes, scales)
+        grid = (self.scales if scales is None else scales)[-1]
         entries = self.codebook()
-        contributions = [resize(lookup(part, entries), grid) for part in self.split_codes(codes, scales)]
+        contributions = [resize(lookup(part, entries), grid) for part in parts]
         sums = [contributions[0]]
         for contribution in contributions[1:]:
             sums.append(sums[-1] + contribution)
@@ -390,7 +392,7 @@ class TokenFlowQuantizer(nn.Module):
             (B, L', D) in fp32: the running features resized to scales 1, 2, … (n if there is one), flattened row by
             row and concatenated.
         """
-        scales = scales or self.scales
+        scales = self.scales if scales is None else scales
         own = self.split_codes(drawn_codes, scales)[1:] if drawn_codes is not None else [None] * len(scales)
         features, inputs = None, []
         for part, next_scale, drawn in zip(self.split_codes(codes, scales), scales[1:], own, strict=False):
@@ -400,6 +402,13 @@ class TokenFlowQuantizer(nn.Module):
         if not inputs:
             return codes.new_zeros((len(codes), 0, sum(self.dims)), dtype=torch.float32)
         return torch.cat(inputs, dim=1)
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise a ValueError for sides of token maps that can't be."""
+    # `sorted` takes no symbolic sizes, which compilation has for a second resolution.
+    if not scales or scales[0] < 1 or any(first > second for first, second in itertools.pairwise(scales)):
+        raise ValueError(f"scales are positive sides in ascending order, coarse first; got {scales}")
 
 
 def lookup(codes: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Choosing codes: settings, random generators that make a picture independent of its batch, filters and draws."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -47,7 +49,7 @@ class Sampling:
         Raises:
             ValueError: a value can't be, or there are not as many `top_k` as `top_p`.
         """
-        values = (config.top_k, config.top_p)
+        values = tuple(v.tolist() if hasattr(v, "tolist") else v for v in (config.top_k, config.top_p))
         passes = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
         top_k, top_p = (list(value) if isinstance(value, Sequence) else [value] * passes for value in values)
         if not config.do_sample:
@@ -70,14 +72,14 @@ class Sampling:
                 f"lists as top_k and top_p need an entry per pass each; got {self.top_k} and {self.top_p}. A number "
                 "counts for every pass"
             )
-        if any(isinstance(k, float) or k < 0 for k in self.top_k):
+        if not all(isinstance(k, Integral) and k >= 0 for k in self.top_k):
             raise ValueError(f"top_k must hold whole numbers from 0 (all entries); got {self.top_k}")
         if not all(0 <= p <= 1 for p in self.top_p):
             raise ValueError(f"top_p must lie in [0, 1], where 0 leaves the filter out; got {self.top_p}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0; got {self.temperature}. top_k=1 draws greedily")
-        if not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must not be negative; got {self.guidance_scale}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be a number from 0 on; got {self.guidance_scale}")
         if self.guidance_schedule not in ("linear", "constant"):
             raise ValueError(f"guidance_schedule is 'linear' or 'constant'; got {self.guidance_schedule!r}")
 
@@ -266,7 +268,7 @@ def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     The `count` largest lie in the `count` groups whose own largest are the largest: no other need be searched.
     """
     size = values.shape[-1]
-    group = GROUP_SIZES[count <= FEW]
+    group = GROUP_SIZES[int(count <= FEW)]
     num_groups = size // group
     if values.device.type != "cpu" or size % group or num_groups <= count:
         return values.topk(count, dim=-1)

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
@@ -39,6 +40,9 @@ NOT_NEGATIVE = (
 
 # Layers of any part. A larger number, by a slip or by malice, would have modules built until the memory is full.
 DEEPEST = 1000
+
+# What any configuration takes beside its fields.
+EVERYWHERE = {"model_type", "attn_implementation", "_attn_implementation", "torch_dtype", "transformers_version"}
 
 SIGLIP_SO400M_384 = {
     "hidden_size": 1152,
@@ -283,11 +287,33 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         A configuration from fields that must all exist, where the constructor keeps unknown ones as well.
 
         Raises:
-            ValueError: a field is unknown.
+            ValueError: a field is unknown, also of a nested configuration, or has a value that can't be.
         """
-        if unknown := fields.keys() - cls.__dataclass_fields__.keys() - {"attn_implementation"}:
-            raise ValueError(f"TokenFlowConfig has no fields {', '.join(sorted(unknown))}")
-        return cls(**deepcopy(fields))
+        check_fields(fields, cls)
+        for name in ("semantic_config", "semantic_decoder_config"):
+            if isinstance(nested := fields.get(name), dict):
+                check_fields(nested, nested_class(name, nested))
+        try:
+            return cls(**deepcopy(fields))
+        except StrictDataclassError as error:
+            raise ValueError(f"a TokenFlowConfig can't be made of these fields: {error}") from error
+
+
+def nested_class(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | None:
+    """The class of a nested configuration, None where it takes whatever another library's model does."""
+    if name == "semantic_decoder_config":
+        return TokenFlowSemanticDecoderConfig
+    model_type = fields.get("model_type")
+    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING and model_type != "timm_wrapper" else None
+
+
+def check_fields(fields: dict[str, Any], config_class: type[PreTrainedConfig] | None) -> None:
+    """Raise a ValueError for fields that a configuration does not have: it would keep them in silence."""
+    if config_class is None:
+        return
+    known = config_class.__dataclass_fields__.keys() | config_class.attribute_map.keys() | EVERYWHERE
+    if unknown := fields.keys() - known:
+        raise ValueError(f"{config_class.__name__} has no fields {', '.join(sorted(unknown))}")
 
 
 def check_depth(config: PreTrainedConfig | dict[str, Any] | None, *names: str) -> None:

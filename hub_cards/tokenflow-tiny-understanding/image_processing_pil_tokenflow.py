@@ -269,8 +269,10 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def _normalization(self) -> tuple[Any, Any]:
-        """Mean and standard deviation that were applied on the way in."""
-        return (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)
+        """Mean and standard deviation that were applied on the way in, of values from 0 to 1."""
+        white = WHITE_BYTE * self.rescale_factor if self.do_rescale else 1.0
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)
+        return tuple((np.asarray(part, dtype=np.float64) / white).tolist() for part in (mean, std))
 
 
 class TokenFlowImageProcessorPil(TokenFlowImageProcessorMixin, PilBackend):
@@ -300,7 +302,8 @@ class TokenFlowImageProcessorPil(TokenFlowImageProcessorMixin, PilBackend):
     ) -> np.ndarray:
         """Resize an image (C, H, W), uint8 or float32, channel by channel; the values stay between black and white."""
         height, width = resized_shape(image.shape[-2], image.shape[-1], size)
-        return self._resize_channels(image, (height, width), resample).clip(0, white)
+        resized = self._resize_channels(image, (height, width), resample)
+        return resized if resized.dtype == np.uint8 else resized.clip(0, white)
 
     def halve(self, image: np.ndarray) -> np.ndarray:
         """Halve both sides (rounded down) of an image (C, H, W) with PIL's box filter."""

@@ -205,6 +205,11 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         return torch.cat(features, dim=1)
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        if not isinstance(pixel_values, torch.Tensor):
+            raise ValueError(
+                "expected pixel_values as a tensor (batch, 3, size, size), which the image processor gives with "
+                f"return_tensors='pt'; got {type(pixel_values).__name__}"
+            )
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
             raise ValueError(f"expected pixel_values of shape (batch, 3, size, size); got {shape}")

@@ -100,8 +100,7 @@ def generate(
     names, drawn, written = FileNames(output), [], []
     with progress_bar("drawing") as advance:
         for item in draw_prompts(painter, prompts, num_images, seed, batch_size, advance, **settings):
-            path = names.path_for(f"{item.file_name}.png")
-            item.picture.save(path)
+            path = names.save(item.picture, f"{item.file_name}.png")
             drawn.append(item)
             written.append({"path": path, "prompt": item.prompt, "seed": item.seed})
     if grid is not None:

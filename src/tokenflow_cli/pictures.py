@@ -63,8 +63,7 @@ def reconstruct(
     with progress_bar("reconstructing") as advance:
         for reconstructions, unreadable, total in reconstruct_pictures(pictures, tokenizer, batch_size):
             for reconstruction in reconstructions:
-                written[reconstruction.path] = names.path_for(reconstruction.path)
-                reconstruction.prefixes[-1].save(written[reconstruction.path])
+                written[reconstruction.path] = names.save(reconstruction.prefixes[-1], reconstruction.path)
                 psnrs[reconstruction.path] = reconstruction.psnrs[-1]
                 if sheet is not None:
                     shown.append(reconstruction)
@@ -179,9 +178,9 @@ def decode(
 
     Examples:
 
-    tokenflow decode codes.parquet pictures/
+    tokenflow decode codes.parquet decoded/
 
-    tokenflow decode codes.parquet pictures/ --model tokenflow-xl --device cuda --dtype bfloat16
+    tokenflow decode codes.parquet decoded/ --model tokenflow-xl --device cuda --dtype bfloat16
     """
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.encoding import decode_pictures

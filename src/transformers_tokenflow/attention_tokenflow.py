@@ -9,16 +9,22 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 # Torch's kernel has bf16 products of its own for AMX; with those of AVX-512 alone it takes as long as in fp32.
 PREFERS_PRODUCTS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-# Scores to hold at a time (bf16: 32 MB): torch's kernel, which holds none, does what needs more.
-MOST_SCORES = 2**24
+# Of a row, whatever the batch, for the same seed gives the same picture; and to hold at a time (bf16: 32 MB). With more
+# torch's kernel, which holds none, is taken.
+MOST_SCORES_OF_ROW, MOST_SCORES = 2**23, 2**24
+
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def prefers_products(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether products are faster than torch's kernel, for (B, heads, T, head_dim) and (B, key heads, S, head_dim)."""
-    if not PREFERS_PRODUCTS or query.device.type != "cpu":
+    if not PREFERS_PRODUCTS or query.device.type != "cpu" or is_exporting():
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    return dtype == torch.bfloat16 and query.shape[:-1].numel() * key.shape[-2] <= MOST_SCORES
+    of_row = query.shape[1] * query.shape[2] * key.shape[2]
+    # The backward pass keeps the scores of all rows.
+    is_small = of_row <= MOST_SCORES_OF_ROW and not (torch.is_grad_enabled() and len(query) * of_row > MOST_SCORES)
+    return dtype == torch.bfloat16 and is_small
 
 
 def product_attention_forward(
@@ -45,14 +51,21 @@ def product_attention_forward(
         (B, T, heads, head_dim), and no weights.
     """
     key, value = (repeat_kv(part, query.shape[1] // key.shape[1]) for part in (key, value))
-    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
-    if attention_mask is not None:
-        scores += as_numbers(attention_mask, scores.dtype)
-    return torch.matmul(scores.softmax(dim=-1), value).transpose(1, 2).contiguous(), None
+    num_rows = max(1, MOST_SCORES // (query.shape[1] * query.shape[2] * key.shape[2]))
+    outputs = []
+    for start in range(0, len(query), num_rows):
+        rows = slice(start, start + num_rows)
+        scores = torch.matmul(query[rows] * scaling, key[rows].transpose(-1, -2))
+        if attention_mask is not None:  # in the scores' dtype, which autocast may choose
+            scores += as_numbers(attention_mask if len(attention_mask) == 1 else attention_mask[rows], scores.dtype)
+        outputs.append(torch.matmul(scores.softmax(dim=-1), value[rows]))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to scores: the least number where a mask of truth values hides a key, not -inf, nor ever NaN."""
+    """What is added to scores: at keys that are hidden the least number, not -inf, so that no row is ever NaN."""
+    least = torch.finfo(dtype).min
     if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        return mask.clamp(min=least).to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)

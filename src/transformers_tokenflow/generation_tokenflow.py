@@ -2,6 +2,7 @@
 """Next-scale generation: a pass over a whole scale at a time, drawn again with narrower choices (paper §3.3)."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,8 +199,10 @@ class NextScaleGenerationMixin(GenerationMixin):
             num_images_per_prompt: n; the pictures of a prompt follow each other.
             seed: a number, of which picture i gets seed + i, or one per prompt, whose pictures count on from it.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used. A picture
-                with a seed or a generator of its own is the same alone and in any batch.
-            codes: (1 or B or N, L) of pictures of which something is kept: `keep_scales` or `mask` says what.
+                with a seed or a generator of its own is, in fp32, the same alone and in any batch; in half precision
+                products round otherwise in another batch or beside a longer prompt, which may turn a choice.
+            codes: (1 or B or N, L) of pictures of which something is kept: `keep_scales` or `mask` says what. Without a
+                mask the scales that are kept are enough.
             keep_scales: how many coarse scales of `codes` are kept; the rest is drawn anew.
             mask: (grid, grid) or (1 or B or N, grid, grid) on the last scale's grid, true where the picture is drawn
                 anew: elsewhere the codes of `codes` are held, at every scale. A token that lies half inside is drawn.
@@ -345,7 +348,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         scales = self.tokenizer.config.scales
         if codes is not None and keep_scales is None and mask is None:
             raise ValueError("nothing of `codes` would be kept: say what, by `keep_scales` or `mask`")
-        keep_scales = keep_scales or 0
+        keep_scales = whole_number("keep_scales", keep_scales or 0)
         if not 0 <= keep_scales <= len(scales):
             raise ValueError(f"keep_scales must lie between 0 and the {len(scales)} scales; got {keep_scales}")
         if codes is None:
@@ -355,8 +358,9 @@ class NextScaleGenerationMixin(GenerationMixin):
         codes = torch.as_tensor(codes)
         self.tokenizer._check_codes(codes)
         parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device, torch.long))
-        if len(parts) < len(scales):
-            raise ValueError(f"expected codes of all {len(scales)} scales; got {tuple(codes.shape)}")
+        needed = keep_scales if mask is None else len(scales)
+        if len(parts) < needed:
+            raise ValueError(f"expected codes of at least {needed} scales, which are kept; got {tuple(codes.shape)}")
         spread = [spread_over(part, num_prompts, num_images, best_of, "codes") for part in parts]
         redrawn = None
         if mask is not None:
@@ -509,7 +513,10 @@ class NextScaleGenerationMixin(GenerationMixin):
         self, drawing: Drawing, scorer: Scorer, num_images: int, halve: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the better half, or of the best, of each picture's candidates in their order, and their scores."""
-        scores = scorer(self._semantic_features(drawing), drawing.prompt_index).to(drawing.prompt_index.device)
+        given = scorer(self._semantic_features(drawing), drawing.prompt_index)
+        scores = torch.as_tensor(given, device=drawing.prompt_index.device)
+        if scores.isnan().any():
+            raise ValueError(f"the scorer gave NaN, by which nothing can be chosen: {scores.tolist()}")
         if scores.shape != drawing.prompt_index.shape:
             raise ValueError(f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; "
                              f"got {tuple(scores.shape)}")  # fmt: skip
@@ -574,14 +581,24 @@ def spread_over(values: torch.Tensor, num_prompts: int, num_images: int, best_of
     return values.repeat_interleave(total // len(values) * best_of, dim=0)
 
 
+def whole_number(name: str, value: Any) -> int:
+    """A setting that counts, or a ValueError that names it."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
+
+
 def check_counts(
     num_images: int, best_of: int, scorer: Scorer | None, prune_at: Sequence[int], num_scales: int
 ) -> None:
     """Raise a ValueError for numbers of pictures that can't be, or candidates that nothing chooses among."""
-    if num_images < 1 or best_of < 1:
+    if whole_number("num_images_per_prompt", num_images) < 1 or whole_number("best_of", best_of) < 1:
         raise ValueError(f"num_images_per_prompt and best_of must be at least 1; got {num_images} and {best_of}")
     if best_of > 1 and scorer is None:
         raise ValueError("best_of chooses by a score: pass a `scorer`")
+    if not isinstance(prune_at, Sequence):
+        raise ValueError(f"prune_at is a list of scales; got {prune_at!r}")
     if prune_at and (best_of == 1 or not all(0 <= index < num_scales for index in prune_at)):
         raise ValueError(f"prune_at names scales 0 to {num_scales - 1} of best_of candidates; got {list(prune_at)}")
 

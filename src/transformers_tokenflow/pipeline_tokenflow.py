@@ -77,7 +77,7 @@ class TextToImagePipeline(Pipeline):
             inputs: a text or a list of texts; or a dataset or generator of texts, whose pictures come one by one.
             negative_prompt: what guidance leads away from, for all or for each text; by default the processor's.
             seed: a number, of which picture i gets seed + i, or one per text, whose pictures count on from it. A
-                picture with a seed is the same in a batch and alone.
+                picture with a seed is, in fp32, the same in a batch and alone.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used.
             image: a picture of which something is kept, in any form the image processor takes, for all or for each
                 text, by a list or as a batch (number of texts, 3, H, W): `keep_scales` or `mask` says what.

@@ -152,7 +152,7 @@ def decode_pictures(
         The number of pictures.
 
     Raises:
-        CommandError: the file holds no codes, or not of this tokenizer.
+        CommandError: the file holds no codes, or not of this tokenizer, or pictures of other origin have their names.
     """
     file = open_codes(source)
     check_codebook(source, file, tokenizer)
@@ -163,7 +163,7 @@ def decode_pictures(
         with torch.inference_mode():
             pixel_values = tokenizer.decode(torch.tensor([row["codes"] for row in rows]))
         for row, picture in zip(rows, tokenizer.processor.postprocess(pixel_values), strict=True):
-            picture.save(names.path_for(row["path"]))
+            names.save(picture, row["path"])
         done += len(rows)
         advance(done, total)
     return done

@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin
 from ..image_reading_tokenflow import open_picture, upright_size
-from . import one_line
+from . import CommandError, one_line
 
+# In every PNG that a command writes, so that it may be overwritten.
+MARK = ("Software", "transformers-tokenflow")
 READING_THREADS = 4
 BATCHES_AHEAD = 2
 # Of larger pictures one is read at a time: the largest that PIL opens takes gigabytes, though its file may be small.
@@ -148,11 +151,29 @@ def _collect(futures: list[tuple[str, "Future[Picture]"]]) -> PictureBatch:
 
 
 class FileNames:
-    """Gives every picture the name `<stem of its path>.png` in one folder, numbered where it was given before."""
+    """
+    Gives every picture the name `<stem of its path>.png` in one folder, numbered where it was given before, and saves
+    it there, but not over pictures of other origin.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.taken: set[str] = set()
+
+    def save(self, picture: Image.Image, source: str) -> Path:
+        """
+        Write a picture.
+
+        Raises:
+            CommandError: a file of this name is there that no command wrote.
+        """
+        path = self.path_for(source)
+        if path.exists() and not is_written_here(path):
+            raise CommandError(f"{path} is a picture of yours, and would be overwritten: name another folder")
+        mark = PngInfo()
+        mark.add_text(*MARK)
+        picture.save(path, pnginfo=mark)
+        return path
 
     def path_for(self, source: str) -> Path:
         """Where to write the picture of a source; nothing in a source's name leads out of the folder."""
@@ -163,6 +184,15 @@ class FileNames:
             name = f"{stem}-{number}"
         self.taken.add(name.casefold())
         return self.folder / f"{name}.png"
+
+
+def is_written_here(path: Path) -> bool:
+    """Whether a file is a picture that `FileNames` saved."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(MARK[0]) == MARK[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def safe_stem(source: str) -> str:

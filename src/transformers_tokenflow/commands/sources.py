@@ -147,7 +147,7 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
         CommandError: it can't be read, or a row has no `file_name`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
         if path.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:

@@ -34,6 +34,7 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         install = "pip install 'transformers-tokenflow[train]'"
         raise CommandError(f"training needs the extra `train` ({install}): {one_line(error)}") from error
     import yaml
+    from datasets.exceptions import DatasetsError
 
     overrides = read_settings(settings)
     for key in overrides:
@@ -48,10 +49,11 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         return recipes.train(recipe)
     except FloatingPointError as error:
         raise CommandError(f"training has ended: {one_line(error)}") from error
-    except (ValueError, OSError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, DatasetsError) as error:
         if not is_from(error, *BEFORE_TRAINING):
             raise
-        raise CommandError(f"the recipe {path} can't be followed: {one_line(error)}") from error
+        reason = f": {one_line(error.__cause__)}" if isinstance(error, DatasetsError) and error.__cause__ else ""
+        raise CommandError(f"the recipe {path} can't be followed: {one_line(error)}{reason}") from error
 
 
 def is_from(error: BaseException, *functions: str) -> bool:

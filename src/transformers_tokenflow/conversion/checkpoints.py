@@ -47,7 +47,7 @@ def load_official_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # of every kind, where a damaged file is unpickled
         raise ValueError(f"{path} can't be read as a checkpoint of plain tensors: {reason(path, error)}") from error
     for key in CONTAINER_KEYS:
-        if isinstance(container, dict) and isinstance(container.get(key), dict):
+        if isinstance(container, dict) and isinstance(container.get(key), dict) and container[key]:
             container = container[key]
             break
     if not isinstance(container, dict) or not all(isinstance(value, torch.Tensor) for value in container.values()):

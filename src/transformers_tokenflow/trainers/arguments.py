@@ -161,6 +161,8 @@ class TextToImageTrainingArguments(AdapterTrainingArguments):
         super().__post_init__()
         self._check_probabilities("text_dropout", "first_sentence_probability")
         self._check_probabilities("coarse_step_probability", "refinement_probability")
+        if isinstance(self.sample_prompts, str):
+            raise ValueError(f"sample_prompts is a list of texts; got {self.sample_prompts!r}")
         if not isinstance(self.sample_options, dict | None):
             raise ValueError(f"sample_options must map options to values; got {self.sample_options!r}")
 

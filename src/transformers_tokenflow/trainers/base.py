@@ -91,6 +91,8 @@ class BaseTrainer(StreamTrainer):
         refused = [name for name in REFUSED_ARGUMENTS if kwargs.get(name) is not None]
         if refused := refused + [name for name in self.refused_settings if getattr(args, name)]:
             raise ValueError(f"{type(self).__name__} has a loss and metrics of its own, without {', '.join(refused)}")
+        if kwargs.get("optimizers", (None, None))[0] is not None and (args.muon or args.part_learning_rates):
+            raise ValueError("an optimizer that is given has its parameters: leave muon and part_learning_rates out")
         check_prefixes(model, args.part_learning_rates or ())
         super().__init__(model=model, args=args, **kwargs)
         check_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
@@ -365,6 +367,12 @@ class BaseTrainer(StreamTrainer):
         super()._load_best_model()
         if self.averaged is not None:
             self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
+
+
+def check_evaluated(count: int) -> None:
+    """Raise a ValueError where an evaluation has seen no example."""
+    if count == 0:
+        raise ValueError("nothing to evaluate: the dataset is empty, or dataloader_drop_last leaves no batch of it")
 
 
 def load_extra_state(checkpoint: str) -> dict[str, Any]:

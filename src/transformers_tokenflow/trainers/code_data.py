@@ -110,8 +110,10 @@ def read_codes(dataset: datasets.Dataset, config: TokenFlowConfig) -> np.ndarray
 def check_codes(codes: np.ndarray, config: TokenFlowConfig) -> None:
     """
     Raises:
-        ValueError: there are codes that the codebook does not have.
+        ValueError: they are no whole numbers, or there are codes that the codebook does not have.
     """
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be whole numbers; got {codes.dtype}")
     if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook_size:
         raise ValueError(
             f"codes from {codes.min()} to {codes.max()} are no codes of a codebook of {config.codebook_size}"
@@ -164,7 +166,7 @@ def captioned(
     transform: PictureTransform | None = None,
     seed: int = 0,
     text_column: str = "text",
-    image_column: str = "image",
+    image_column: str | None = None,
     shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> SeededDataset | ExampleStream:
     """
@@ -177,18 +179,20 @@ def captioned(
         dataset: the rows, in memory or streamed.
         config: of the tokenizer.
         captions: what is done to the captions.
-        transform: what is done to the pictures; by default the centre is cut out.
+        transform: what is done to pictures; by default the centre is cut out.
         seed: of shuffling and of what is random.
         text_column: that holds a text, or a list of texts of which one is drawn.
-        image_column: that holds the pictures.
+        image_column: that holds pictures; by default `image`.
         shuffle_buffer: rows among which a stream is shuffled.
 
     Raises:
-        ValueError: a column is missing, or the codes are not the tokenizer's.
+        ValueError: a column is missing, the codes are not the tokenizer's, or settings of pictures are given for codes.
     """
-    transform = transform or PictureTransform(config.image_size, train=False)
     columns = column_names(dataset)
-    source = "codes" if "codes" in columns else image_column
+    source = "codes" if "codes" in columns else image_column or "image"
+    if source == "codes" and (transform or image_column):
+        raise ValueError("rows with codes are read by them: leave transform and image_column out, or remove the column")
+    transform = transform or PictureTransform(config.image_size, train=False)
     for name in (text_column, source):
         if name not in columns:
             raise ValueError(f"the dataset has no column {name!r}; its columns are {', '.join(columns)}")
@@ -200,7 +204,7 @@ def captioned(
         return ExampleStream(dataset, make_example, seed, shuffle_buffer, captions.train)
     if source == "codes":
         return CodeDataset(dataset, captions, config, seed, text_column)
-    return CaptionedPictureDataset(dataset, captions, transform, seed, text_column, image_column)
+    return CaptionedPictureDataset(dataset, captions, transform, seed, text_column, source)
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,10 @@ class RowReader:
         try:
             if isinstance(picture, dict):
                 return datasets.Image().decode_example(picture)
-            return Image.open(self.image_folder / picture)
-        except (OSError, TypeError) as error:
+            opened = Image.open(self.image_folder / picture)
+            opened.load()  # now, while it is known which it is
+            return opened
+        except Exception as error:  # Pillow's readers raise whatever a broken file makes them
             raise ValueError(f"the picture {picture!r:.200} can't be read: {error}") from error
 
 

@@ -3,7 +3,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -84,7 +85,7 @@ def make_config(section: dict[str, Any]) -> TokenFlowConfig:
         )
     if "from_pretrained" in section and "preset" in section:
         raise ValueError("a recipe's model is from_pretrained or a preset, not both")
-    changes = section.get("config", {})
+    changes = section.get("config") or {}
     if "preset" in section:
         return TokenFlowConfig.from_preset(section["preset"], **changes)
     if "from_pretrained" not in section:
@@ -174,16 +175,32 @@ def make_arguments(
 ) -> Any:
     """
     Raises:
-        ValueError: a setting is unknown, or text where a number is asked for.
+        ValueError: a setting is unknown, or no number, whole number or truth value where that is asked for.
     """
     if unknown := section.keys() - arguments.__dataclass_fields__.keys():
         raise ValueError(f"{arguments.__name__} has no {', '.join(sorted(unknown))}")
     types = get_type_hints(arguments)
-    if texts := [name for name, value in section.items() if types[name] in (int, float) and isinstance(value, str)]:
-        raise ValueError(f"{arguments.__name__}.{texts[0]} must be a number; got {section[texts[0]]!r}")
+    section = {name: of_type(value, types[name], f"{arguments.__name__}.{name}") for name, value in section.items()}
     # YAML reads `no` as false. Of a strategy, such as `eval_strategy: no`, it is the word that is meant.
     words = {name: "no" for name, value in section.items() if value is False and name.endswith("_strategy")}
     return arguments(**{**section, **words})
+
+
+def of_type(value: Any, hint: Any, name: str) -> Any:
+    """A setting as its field's type has it, where that is a number or a truth value: 1e4 is a whole number, too."""
+    types = set(get_args(hint) or [hint]) - {NoneType}
+    if value is None or not types <= {bool, int, float}:
+        return value
+    if types == {bool}:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false; got {value!r}")
+    elif not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    elif types == {int}:
+        if value != int(value):
+            raise ValueError(f"{name} must be a whole number; got {value!r}")
+        return int(value)
+    return value
 
 
 def train(recipe: dict[str, Any]) -> BaseTrainer:

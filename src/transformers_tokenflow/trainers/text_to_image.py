@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Training of the generator: cross-entropy on the codes of every scale (paper §3.3)."""
 
+import inspect
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
 from ..quantization_tokenflow import prefix_lengths
-from ..sampling_tokenflow import sample
+from ..sampling_tokenflow import SETTINGS, Sampling, sample
 from .arguments import TextToImageTrainingArguments
-from .base import BaseTrainer
+from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .data import column_names
 from .parameters import add_adapters, select_trainable, trained_parameters
@@ -24,6 +25,16 @@ from .pictures import log_picture
 from .sharding import check_encoding
 
 FIRST_SAMPLE_SEED = 0
+# Arguments of `generate` that are not the caller's to choose: prompts, and what makes pictures the same every time.
+DRAWN_BY_TRAINER = {
+    "input_ids",
+    "attention_mask",
+    "negative_prompt_ids",
+    "negative_attention_mask",
+    "seed",
+    "generator",
+}
+DRAWN_BY_TRAINER |= {"num_images_per_prompt", "kwargs"}
 PLAIN = CaptionTransform(train=False)
 
 
@@ -65,6 +76,7 @@ class TextToImageTrainer(BaseTrainer):
                 f"coarse_scales must lie between 1 and the {len(self.tokenizer_config.scales)} scales; "
                 f"got {args.coarse_scales}"
             )
+        check_sample_options(model, args.sample_options or {})
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
         trained: nn.Module = model
         if args.lora_rank > 0:
@@ -218,16 +230,18 @@ class TextToImageTrainer(BaseTrainer):
                 for name, value in values.items():
                     sums[name] += value.sum().item()
             self._draw_samples(metric_key_prefix)
+        check_evaluated(count)
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
     def _draw_samples(self, prefix: str) -> None:
         """Log pictures of the prompts, once a step, however many datasets are evaluated."""
-        if self.args.sample_prompts and self._drawn_at != self.state.global_step and self.is_generating():
+        is_asked = self.args.sample_prompts and self.args.logged_pictures > 0
+        if is_asked and self._drawn_at != self.state.global_step and self.is_generating():
             self._drawn_at = self.state.global_step
             pictures = self.draw(self.args.sample_prompts)
             if self.is_world_process_zero():
-                grid = make_grid(pictures, nrow=min(self.args.logged_pictures, 8))
+                grid = make_grid(pictures, nrow=8)
                 folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
                 log_picture(f"{prefix.split('_')[0]}_samples", grid, self.state.global_step, folder, callbacks)
 
@@ -247,6 +261,18 @@ class TextToImageTrainer(BaseTrainer):
             ).codes
         pictures = model.tokenizer.decode(codes).pixel_values
         return (pictures.float().clamp(-1, 1).cpu() + 1) / 2
+
+
+def check_sample_options(model: TokenFlowForTextToImage, options: Any) -> None:
+    """
+    Raises:
+        ValueError: `generate` does not take the options, or their values: said before training, not at an evaluation.
+    """
+    known = inspect.signature(model.generate).parameters.keys() - DRAWN_BY_TRAINER
+    if unknown := options.keys() - known:
+        raise ValueError(f"sample_options: generate does not take {', '.join(sorted(unknown))} here")
+    settings = {name: value for name, value in options.items() if name in SETTINGS}
+    Sampling.from_config(model._prepare_generation_config(None, **settings)[0])
 
 
 def read_end_ids(processor: Any) -> list[int]:

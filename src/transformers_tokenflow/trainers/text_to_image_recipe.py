@@ -2,9 +2,10 @@
 """The part of a recipe that makes a generator: its model, its processor, its data."""
 
 from copy import deepcopy
-from glob import glob
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from pyarrow.parquet import ParquetFile
 from transformers import AutoImageProcessor, AutoTokenizer, LlamaForCausalLM
@@ -23,6 +24,8 @@ from .text_to_image import TextToImageTrainer
 MODEL_KEYS = {"from_pretrained", "from_text_model", "tokenizer", "text_tokenizer", "config"}
 # What a text model's configuration says about its files.
 NOT_ARCHITECTURE = {"architectures", "dtype", "transformers_version", "model_type"}
+# Arguments of `load_dataset` that say which files are read.
+WHAT_DATA = {"path", "name", "data_dir", "data_files", "revision", "token", "cache_dir"}
 DATA_KEYS = {"text_column", "image_column", "shuffle_buffer"}
 
 
@@ -39,7 +42,7 @@ def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTraining
     model, processor = make_generator(recipe["model"])
     config = model.config.tokenizer_config
     for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
-        check_origin(section.get("data_files"), model.tokenizer)
+        check_origin(section, model.tokenizer)
     varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
     evaluation = {
         name: make_data(options, config, CaptionTransform(train=False))
@@ -77,25 +80,22 @@ def make_data(section: dict[str, Any], config: TokenFlowConfig, captions: Captio
     return captioned(rows, config, captions, seed=options.get("seed", 0), **own)
 
 
-def check_origin(data_files: Any, tokenizer: TokenFlowModel) -> None:
+def check_origin(section: dict[str, Any], tokenizer: TokenFlowModel) -> None:
     """
     Look into local files that `tokenflow encode` wrote: codes of another tokenizer look as good as any.
 
     Args:
-        data_files: of `load_dataset`: a path, or lists or dictionaries of them, with wildcards.
+        section: of a recipe, with arguments of `load_dataset`.
         tokenizer: that the codes should come from.
 
     Raises:
         ValueError: they come from another.
     """
-    if isinstance(data_files, dict):
-        data_files = list(data_files.values())
-    if isinstance(data_files, list):
-        for part in data_files:
-            check_origin(part, tokenizer)
-        return
-    for path in glob(str(data_files), recursive=True) if data_files else ():
-        description = (read_description(ParquetFile(path)) if path.endswith(".parquet") else None) or {}
+    options = {name: section[name] for name in WHAT_DATA & section.keys()}
+    files = datasets.load_dataset_builder(**options).config.data_files or {}
+    for path in (str(path).removeprefix("file://") for part in files.values() for path in part):
+        is_table = path.endswith(".parquet") and Path(path).is_file()
+        description = (read_description(ParquetFile(path)) if is_table else None) or {}
         if description.get("codebook", own := codebook_hash(tokenizer)) != own:
             raise ValueError(
                 f"the codes in {path} come from {description.get('model')} (codebook {description['codebook']}), not "
@@ -133,7 +133,7 @@ def make_generator(section: dict[str, Any]) -> tuple[TokenFlowForTextToImage, To
     text_model = None
     if "from_text_model" in section:
         text_model = LlamaForCausalLM.from_pretrained(section["from_text_model"], dtype=torch.float32)
-    fields = section.get("config", {})
+    fields = section.get("config") or {}
     return build_generator(fields, tokenizer, text_tokenizer, text_model), processor
 
 

@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
-from .base import BaseTrainer, load_extra_state
+from .base import BaseTrainer, check_evaluated, load_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
@@ -230,6 +230,7 @@ class TokenFlowTrainer(BaseTrainer):
                 count += len(codes)
                 used[codes.flatten()] = True
                 pictures = pictures or (real, fake)
+        check_evaluated(count)
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         metrics[f"{metric_key_prefix}_codebook_utilization"] = used.float().mean().item()
         if pictures is not None and self.args.logged_pictures > 0 and self.is_world_process_zero():

@@ -10,12 +10,13 @@ import datasets
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
 
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
-from .base import BaseTrainer
+from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
@@ -116,6 +117,10 @@ class UnderstandingTrainer(BaseTrainer):
             lambda: int(self.state.epoch or 0),
         )
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        """In order: what is evaluated is not grouped by lengths, which Trainer would look for in the pictures."""
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+
     # ---- A step ----
 
     def compute_loss(
@@ -200,8 +205,7 @@ class UnderstandingTrainer(BaseTrainer):
                 for name, value in values.items():
                     sums[name] += value.sum().item()
             self._log_answers(dataloader.dataset, metric_key_prefix)
-        if count == 0:
-            raise ValueError("nothing to evaluate: dataloader_drop_last leaves no batch of this dataset")
+        check_evaluated(count)
         metrics = {
             f"{metric_key_prefix}_loss": sums["loss"] / sums["tokens"],
             f"{metric_key_prefix}_token_accuracy": sums["right"] / sums["tokens"],

@@ -40,7 +40,7 @@ def make_understanding_trainer(recipe: dict[str, Any], args: UnderstandingTraini
     model, processor = make_understanding(recipe["model"])
     evaluation = recipe.get("evaluation") or {}
     for section in (recipe["data"], *evaluation.values()):
-        check_origin(section.get("data_files"), model.model.tokenizer)
+        check_origin(section, model.model.tokenizer)
     options = {"processor": processor, "config": model.config, "args": args}
     with args.main_process_first(desc="tokenising conversations"):
         train_dataset = make_data(recipe["data"], train=True, **options)
@@ -103,7 +103,7 @@ def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditional
     if "chat_template" not in section:
         raise ValueError("an understanding model needs a chat_template: vicuna, qwen2.5, plain, tiny, or a file")
     tokenizer = TokenFlowModel.from_pretrained(section["tokenizer"], dtype=torch.float32)
-    fields = section.get("config", {})
+    fields = section.get("config") or {}
     processor = TokenFlowProcessor(
         change_options(AutoImageProcessor.from_pretrained(section["tokenizer"]), section.get("image_processor", {})),
         AutoTokenizer.from_pretrained(section.get("text_tokenizer", section.get("text_model"))),
