@@ -201,6 +201,7 @@ def test_recipe_from_a_text_model(sources, text_model):
         ({"model.colour": 1}, "a generator's model has no colour"),
         ({"model.from_pretrained": "x"}, "has its tokenizers and configuration already"),
         ({"model.config.hidden_size": 3}, "TokenFlowTextToImageConfig has no fields hidden_size"),
+        ({"model.config.text_config.hidden_sizes": 3}, "LlamaConfig has no fields hidden_sizes"),
         ({"training.perceptual_loss": "none"}, "TextToImageTrainingArguments has no perceptual_loss"),
         ({"data.text_column": "caption"}, "has no column 'caption'; its columns are codes, text"),
         ({"training.lora_rank": 2}, "with lora_rank, it is from_pretrained"),

@@ -42,7 +42,9 @@ NOT_NEGATIVE = (
 DEEPEST = 1000
 
 # What any configuration takes beside its fields.
-EVERYWHERE = {"model_type", "attn_implementation", "_attn_implementation", "torch_dtype", "transformers_version"}
+EVERYWHERE = ("model_type", "attn_implementation", "_attn_implementation", "torch_dtype", "transformers_version")
+# What language models' take as older versions of transformers had it.
+ROTARY = ("rope_theta", "rope_scaling")
 
 SIGLIP_SO400M_384 = {
     "hidden_size": 1152,
@@ -291,15 +293,16 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         """
         check_fields(fields, cls)
         for name in ("semantic_config", "semantic_decoder_config"):
-            if isinstance(nested := fields.get(name), dict):
-                check_fields(nested, nested_class(name, nested))
+            nested = fields.get(name)
+            if isinstance(nested, dict) and (nested_class := class_of(name, nested)) is not None:
+                check_fields(nested, nested_class)
         try:
             return cls(**deepcopy(fields))
         except StrictDataclassError as error:
             raise ValueError(f"a TokenFlowConfig can't be made of these fields: {error}") from error
 
 
-def nested_class(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | None:
+def class_of(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | None:
     """The class of a nested configuration, None where it takes whatever another library's model does."""
     if name == "semantic_decoder_config":
         return TokenFlowSemanticDecoderConfig
@@ -307,12 +310,10 @@ def nested_class(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | 
     return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING and model_type != "timm_wrapper" else None
 
 
-def check_fields(fields: dict[str, Any], config_class: type[PreTrainedConfig] | None) -> None:
-    """Raise a ValueError for fields that a configuration does not have: it would keep them in silence."""
-    if config_class is None:
-        return
-    known = config_class.__dataclass_fields__.keys() | config_class.attribute_map.keys() | EVERYWHERE
-    if unknown := fields.keys() - known:
+def check_fields(fields: Iterable[str], config_class: type[PreTrainedConfig], *others: str) -> None:
+    """Raise a ValueError for fields that a configuration does not have, nor takes: it would keep them in silence."""
+    known = {*config_class.__dataclass_fields__, *config_class.attribute_map, *EVERYWHERE, *others}
+    if unknown := set(fields) - known:
         raise ValueError(f"{config_class.__name__} has no fields {', '.join(sorted(unknown))}")
 
 

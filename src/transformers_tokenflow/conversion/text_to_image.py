@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from ..configuration_tokenflow import LLAMA_2_7B, TokenFlowTextToImageConfig
+from ..configuration_tokenflow import LLAMA_2_7B, ROTARY, TokenFlowTextToImageConfig, check_fields
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
@@ -91,8 +91,8 @@ def infer_text_to_image_config(
     """
     overrides = dict(overrides)
     text, image = ({**(overrides.pop(name, None) or {})} for name in ("text_config", "tokenizer_config"))
-    check_known(overrides, TokenFlowTextToImageConfig)
-    check_known(text, LlamaConfig, "rope_theta", "rope_scaling")
+    check_fields(overrides, TokenFlowTextToImageConfig)
+    check_fields(text, LlamaConfig, *ROTARY)
     tokenizer_config = infer_config(tokenizer, **image)
     try:
         fields = _text_fields(generator, tokenizer_config.codebook_size, official or {})
@@ -103,12 +103,6 @@ def infer_text_to_image_config(
         tokenizer_config=tokenizer_config.to_dict(),
         **overrides,
     )
-
-
-def check_known(fields: Mapping[str, Any], config_class: Any, *others: str) -> None:
-    """Raise a ValueError for fields that a configuration does not have: it would keep them in silence."""
-    if unknown := fields.keys() - config_class.__dataclass_fields__.keys() - set(others):
-        raise ValueError(f"{config_class.__name__} has no fields {', '.join(sorted(unknown))}")
 
 
 def _text_fields(generator: StateDict, codebook_size: int, official: Mapping[str, Any]) -> dict[str, Any]:

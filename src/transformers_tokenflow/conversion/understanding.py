@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from ..configuration_tokenflow import QWEN_2_5_14B, TokenFlowUnderstandingConfig
+from ..configuration_tokenflow import QWEN_2_5_14B, ROTARY, TokenFlowUnderstandingConfig, check_fields
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
-from .text_to_image import LAYER, check_known, is_text_to_image
+from .text_to_image import LAYER, is_text_to_image
 from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
 from .tokenizer import tokenizer_layout
 from .tokenizer_config import count_numbers, infer_config, merge_fields
@@ -83,7 +83,7 @@ def infer_understanding_config(
     """
     overrides = dict(overrides)
     text, image = ({**(overrides.pop(name, None) or {})} for name in ("text_config", "tokenizer_config"))
-    check_known(overrides, TokenFlowUnderstandingConfig)
+    check_fields(overrides, TokenFlowUnderstandingConfig)
     tower = {
         key.removeprefix(OFFICIAL_TOKENIZER): tensor
         for key, tensor in state_dict.items()
@@ -96,7 +96,7 @@ def infer_understanding_config(
         raise ValueError(
             f"this is no official TokenFlow understanding model, which would have {error.args[0]}"
         ) from error
-    check_known(text, CONFIG_MAPPING[fields["model_type"]], "rope_theta", "rope_scaling", "model_type")
+    check_fields(text, CONFIG_MAPPING[fields["model_type"]], *ROTARY)
     text_config = merge_fields(fields, text)
     # Without an embedding of its own unless the text tokenizer knows such a token, as Qwen2.5's does.
     image_token_id = TokenFlowUnderstandingConfig.image_token_id

@@ -12,7 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..commands.settings import RecipeLoader
-from ..configuration_tokenflow import TokenFlowConfig
+from ..configuration_tokenflow import TokenFlowConfig, check_fields
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
 from .arguments import (
@@ -90,8 +90,7 @@ def make_config(section: dict[str, Any]) -> TokenFlowConfig:
         return TokenFlowConfig.from_preset(section["preset"], **changes)
     if "from_pretrained" not in section:
         return TokenFlowConfig.from_fields(changes)
-    if unknown := changes.keys() - TokenFlowConfig.__dataclass_fields__.keys():
-        raise ValueError(f"TokenFlowConfig has no fields {', '.join(sorted(unknown))}")
+    check_fields(changes, TokenFlowConfig)
     return TokenFlowConfig.from_pretrained(section["from_pretrained"], **changes)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import datasets
 import torch
 from pyarrow.parquet import ParquetFile
-from transformers import AutoImageProcessor, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ..commands.code_files import read_description
 from ..commands.tokenizers import codebook_hash
-from ..configuration_tokenflow import TokenFlowConfig, TokenFlowTextToImageConfig
+from ..configuration_tokenflow import ROTARY, TokenFlowConfig, TokenFlowTextToImageConfig, check_fields
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..processing_tokenflow import TokenFlowProcessor
@@ -172,8 +172,8 @@ def build_config(
     fields: dict[str, Any], tokenizer_config: TokenFlowConfig, text_tokenizer: Any, text_config: Any = None
 ) -> TokenFlowTextToImageConfig:
     """The configuration of a new generator, see `build_generator`; the text vocabulary is the text tokenizer's."""
-    if unknown := fields.keys() - TokenFlowTextToImageConfig.__dataclass_fields__.keys():
-        raise ValueError(f"TokenFlowTextToImageConfig has no fields {', '.join(sorted(unknown))}")
+    check_fields(fields, TokenFlowTextToImageConfig)
+    check_fields(fields.get("text_config", ()), LlamaConfig, *ROTARY)
     text = text_config.to_diff_dict() if text_config is not None else {}
     text = {name: value for name, value in text.items() if name not in NOT_ARCHITECTURE}
     text |= {**deepcopy(fields.get("text_config", {})), "model_type": "llama", "vocab_size": len(text_tokenizer)}

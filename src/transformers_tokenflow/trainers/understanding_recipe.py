@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..chat_templates import load_chat_template
-from ..configuration_tokenflow import TokenFlowConfig, TokenFlowUnderstandingConfig
+from ..configuration_tokenflow import ROTARY, TokenFlowConfig, TokenFlowUnderstandingConfig, check_fields
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from ..processing_tokenflow import TokenFlowProcessor
@@ -180,8 +180,7 @@ def make_text_model(section: dict[str, Any], text_tokenizer: Any) -> PreTrainedM
     if "model_type" not in fields:
         raise ValueError("text_config needs a model_type, such as llama")
     text_config = AutoConfig.for_model(**fields)
-    if unknown := fields.keys() - {"model_type"} - text_config.__dataclass_fields__.keys():
-        raise ValueError(f"{type(text_config).__name__} has no fields {', '.join(sorted(unknown))}")
+    check_fields(fields, type(text_config), *ROTARY)
     return AutoModelForCausalLM.from_config(text_config, dtype=torch.float32)
 
 
