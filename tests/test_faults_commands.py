@@ -7,7 +7,9 @@ import random
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,7 +24,7 @@ from transformers import AutoModel
 
 from transformers_tokenflow import TokenFlowImageProcessor
 from transformers_tokenflow.commands import CommandError, encoding
-from transformers_tokenflow.commands.code_files import CodeWriter
+from transformers_tokenflow.commands.code_files import CodeWriter, read_in_batches
 from transformers_tokenflow.commands.conversion import convert_checkpoint
 from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
 from transformers_tokenflow.conversion import folder_written_whole, writing
@@ -291,3 +293,13 @@ class TestDamagedModels:
                 assert str(damaged) in str(error)
                 refused += 1
         assert refused >= 10
+
+
+def test_a_table_that_has_fewer_rows_than_it_says():
+    """As after a flipped bit in its description, of which a fuzzer found one."""
+    table = pa.table({"codes": [[1], [2]]})
+    file = SimpleNamespace(metadata=SimpleNamespace(num_rows=3), iter_batches=lambda size, columns: table.to_batches(1))
+    rows = read_in_batches(Path("codes.parquet"), file, 1, ["codes"])
+    assert len(next(rows)) + len(next(rows)) == 2
+    with pytest.raises(CommandError, match=r"codes.parquet is damaged: it says that it has 3 rows, but has 2"):
+        next(rows)

@@ -189,9 +189,14 @@ class CodeWriter:
 
 
 def read_in_batches(path: Path, file: pq.ParquetFile, size: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file that has been opened; a CommandError where it is damaged further on."""
+    """Some columns of a file that has been opened; a CommandError where it is damaged further on, or lacks rows."""
+    count = 0
     try:
-        yield from file.iter_batches(size, columns=columns)
+        for batch in file.iter_batches(size, columns=columns):
+            count += len(batch)
+            yield batch
+        if count != file.metadata.num_rows:
+            raise OSError(f"it says that it has {file.metadata.num_rows} rows, but has {count}")
     except (OSError, pa.ArrowException) as error:
         raise CommandError(f"{path} is damaged: {one_line(error)}") from error
 
