@@ -24,7 +24,7 @@ from transformers import AutoModel
 
 from transformers_tokenflow import TokenFlowImageProcessor
 from transformers_tokenflow.commands import CommandError, encoding
-from transformers_tokenflow.commands.code_files import CodeWriter, read_in_batches
+from transformers_tokenflow.commands.code_files import CodeWriter, open_codes, open_table, read_in_batches
 from transformers_tokenflow.commands.conversion import convert_checkpoint
 from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
 from transformers_tokenflow.conversion import folder_written_whole, writing
@@ -303,3 +303,13 @@ def test_a_table_that_has_fewer_rows_than_it_says():
     assert len(next(rows)) + len(next(rows)) == 2
     with pytest.raises(CommandError, match=r"codes.parquet is damaged: it says that it has 3 rows, but has 2"):
         next(rows)
+
+
+def test_a_table_whose_names_are_no_letters(tmp_path):
+    path = tmp_path / "codes.parquet"
+    pq.write_table(pa.table({"codes": [[1], [2]]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"codes", b"\x80odes"))
+    for use in (open_table, open_codes, lambda path: CodeWriter(path, {})):
+        with pytest.raises(CommandError, match="codes.parquet can't be read as parquet: 'utf-8' codec can't decode"):
+            use(path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -675,7 +675,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "large p": ({"top_p": 1.1}, r"top_p must lie in \[0, 1\]"),
     "negative p": ({"top_p": [0.5, -0.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
     "temperature": ({"temperature": 0.0}, "temperature"),
-    "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale must be a number from 0 on"),
+    "negative guidance": ({"guidance_scale": -1.0}, "guidance_scale must be from 0 to 10,000"),
     "schedule": ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
     "no negative prompt": (
         {"negative_prompt_ids": None},

@@ -345,9 +345,9 @@ def test_guidance_over_the_scales():
         ({"top_p": [0.5, 1.5, 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"top_p": [0.5, -0.1, 0.0]}, r"top_p must lie in \[0, 1\]"),
         ({"top_p": [0.5, float("nan"), 0.0]}, r"top_p must lie in \[0, 1\]"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be a number from 0 on"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 0 on"),
-        ({"guidance_scale": float("inf")}, "guidance_scale must be a number from 0 on"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be from 0 to 10,000"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be from 0 to 10,000"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be from 0 to 10,000"),
         ({"guidance_schedule": "cosine"}, "'linear' or 'constant'; got 'cosine'"),
     ],
 )

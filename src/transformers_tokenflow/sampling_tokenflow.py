@@ -1,7 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Choosing codes: settings, random generators that make a picture independent of its batch, filters and draws."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -24,6 +23,8 @@ HARMLESS = (
 )
 # Arguments of `generate`, which a configuration may hold ("preallocated" transformers lets none hold, nor need one).
 ARGUMENTS = ("cache_implementation", "output_logits")
+# Far more than makes pictures, and far less than fp32 holds.
+MOST_GUIDANCE = 10_000
 # Entries that tie with the last of the best `top_k` remain, however many they are. In half precision dozens often do:
 # taken along at once, they save a second search.
 SPARE = 64
@@ -78,8 +79,8 @@ class Sampling:
             raise ValueError(f"top_p must lie in [0, 1], where 0 leaves the filter out; got {self.top_p}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0; got {self.temperature}. top_k=1 draws greedily")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale must be a number from 0 on; got {self.guidance_scale}")
+        if not 0 <= self.guidance_scale <= MOST_GUIDANCE:
+            raise ValueError(f"guidance_scale must be from 0 to {MOST_GUIDANCE:,}; got {self.guidance_scale}")
         if self.guidance_schedule not in ("linear", "constant"):
             raise ValueError(f"guidance_schedule is 'linear' or 'constant'; got {self.guidance_schedule!r}")
 

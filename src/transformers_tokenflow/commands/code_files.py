@@ -89,7 +89,7 @@ class CodeWriter:
         try:
             files = self._files()
             self.done = {path for file in files for path in self._paths(file)}
-        except CommandError:
+        except Exception:
             self.close()
             raise
         runs = [int(number) for file in files for number in re.findall(r"^part-(\d+)", file.name)]
@@ -122,7 +122,8 @@ class CodeWriter:
             ]
             what = ", ".join(differing) or f"its columns ({columns[0]} there, {columns[1]} now)"
             raise CommandError(f"{path} can't be added to: {what} differ. Remove it or write elsewhere.")
-        return file.read(columns=["path"])["path"].to_pylist()
+        with damage_reported(path):
+            return file.read(columns=["path"])["path"].to_pylist()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows, with a value for each of `COLUMNS` and maybe for others, until the next flush."""
@@ -191,14 +192,31 @@ class CodeWriter:
 def read_in_batches(path: Path, file: pq.ParquetFile, size: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a file that has been opened; a CommandError where it is damaged further on, or lacks rows."""
     count = 0
-    try:
+    with damage_reported(path):
         for batch in file.iter_batches(size, columns=columns):
             count += len(batch)
             yield batch
         if count != file.metadata.num_rows:
             raise OSError(f"it says that it has {file.metadata.num_rows} rows, but has {count}")
-    except (OSError, pa.ArrowException) as error:
+
+
+@contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """What reading a damaged parquet file raises, as a CommandError; letters that are none are a UnicodeDecodeError."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise CommandError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """Open a parquet file, or raise a CommandError."""
+    try:
+        file = pq.ParquetFile(path)
+        file.schema_arrow  # noqa: B018  # names and metadata that can't be read are found here
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
+    return file
 
 
 def open_codes(path: Path) -> pq.ParquetFile:
@@ -208,10 +226,7 @@ def open_codes(path: Path) -> pq.ParquetFile:
     Raises:
         CommandError: it is no parquet file, has no lists of integers called `codes`, or a damaged description.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
+    file = open_table(path)
     schema = file.schema_arrow
     kind = schema.field("codes").type if "codes" in schema.names else None
     is_list = kind is not None and (

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..image_reading_tokenflow import open_encoded, open_picture
 from . import CommandError, one_line
-from .code_files import COLUMNS
+from .code_files import COLUMNS, open_table
 from .pictures import PictureFile, Source, find_pictures, path_text
 
 logger = logging.get_logger(__name__)
@@ -181,14 +181,6 @@ def find_tables(source: Path, groups: "RowGroups") -> Iterator["PictureTable"]:
             path = Path(parent, name)
             if path.suffix == ".parquet" and not name.startswith(".") and has_pictures(path):
                 yield PictureTable(path, groups)
-
-
-def open_table(path: Path) -> pq.ParquetFile:
-    """Open a parquet file, or raise a CommandError."""
-    try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
 
 
 def has_pictures(path: Path) -> bool:
