@@ -33,8 +33,9 @@ DRAWN_BY_TRAINER = {
     "negative_attention_mask",
     "seed",
     "generator",
+    "num_images_per_prompt",
+    "kwargs",
 }
-DRAWN_BY_TRAINER |= {"num_images_per_prompt", "kwargs"}
 PLAIN = CaptionTransform(train=False)
 
 
