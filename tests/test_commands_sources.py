@@ -184,12 +184,13 @@ def test_types_that_differ(table, folder):
         find_sources([table, folder])
 
 
-@pytest.mark.parametrize("line", ["no json", '["a list"]', '{"text": "no file name"}'])
+@pytest.mark.parametrize("line", ["no json", '["a list"]', '"\\n"', '{"text": "no file name"}'])
 def test_metadata_that_can_not_be_read(tmp_path, line):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(line)
-    with pytest.raises(CommandError, match="metadata.jsonl"):
+    with pytest.raises(CommandError, match="metadata.jsonl") as error:
         find_sources([tmp_path])
+    assert "\n" not in str(error.value)
 
 
 def test_metadata_of_which_nothing_is_kept(tmp_path, monkeypatch):

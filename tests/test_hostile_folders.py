@@ -143,3 +143,11 @@ def test_an_image_processor_of_enormous_pictures(tokenizer: Path, tmp_path: Path
     gradient_pictures(1)[0].save(tmp_path / "a.png")
     message = fail("encode", tmp_path / "a.png", tmp_path / "c.parquet", "--model", tokenizer)
     assert "makes pictures of 60000 pixels, of which the model takes 32" in message
+
+
+def test_an_image_processor_without_sizes_in_pixels(tokenizer: Path, tmp_path: Path):
+    path = tokenizer / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "size": [None, []]}))
+    gradient_pictures(1)[0].save(tmp_path / "a.png")
+    message = fail("encode", tmp_path / "a.png", tmp_path / "c.parquet", "--model", tokenizer)
+    assert "needs sizes in whole pixels; got {'width': []}" in message

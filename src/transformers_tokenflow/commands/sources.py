@@ -156,7 +156,7 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
         raise CommandError(f"{path} can't be read: {one_line(error)}") from error
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise CommandError(f"every row of {path} needs a file_name; got {row}")
+            raise CommandError(f"every row of {path} needs a file_name; got {row!r}")
     return rows
 
 

@@ -99,7 +99,7 @@ def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcesso
     The image processor saved with a model, or without one the default at the model's size.
 
     Raises:
-        CommandError: it is damaged, another's, or makes pictures far larger than the model's.
+        CommandError: it is damaged, another's, or makes pictures of no size or far larger than the model's.
     """
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         logger.warning(f"{name} has no preprocessor_config.json: pictures are resized and cropped to the model's size")
@@ -111,6 +111,8 @@ def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcesso
     if not isinstance(processor, TokenFlowImageProcessorMixin):
         raise CommandError(f"the image processor of {name} is none of TokenFlow's: it is a {type(processor).__name__}")
     sizes = {**dict(processor.size or {}), **dict(processor.crop_size or {})}
+    if not all(isinstance(side, int) for side in sizes.values()):
+        raise CommandError(f"the image processor of {name} needs sizes in whole pixels; got {sizes!r}")
     if max(sizes.values(), default=0) > LARGEST_RATIO * config.image_size:
         raise CommandError(
             f"the image processor of {name} makes pictures of {max(sizes.values())} pixels, of which the model takes "

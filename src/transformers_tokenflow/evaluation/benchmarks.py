@@ -146,7 +146,7 @@ def _read_prompts(source: Path) -> list[Prompt]:
     rows = [json.loads(line) for line in lines]
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise ValueError(f"every line needs a prompt; got {row}")
+            raise ValueError(f"every line needs a prompt; got {row!r}")
     return [Prompt(f"{index:05d}", row["prompt"].strip(), row) for index, row in enumerate(rows)]
 
 
