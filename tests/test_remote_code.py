@@ -48,6 +48,7 @@ GENERATOR_MODULES = MODULES | {
     "attention_tokenflow.py",
     "cache_tokenflow.py",
     "conversation_tokenflow.py",
+    "drawing_tokenflow.py",
     "generation_tokenflow.py",
     "loss_tokenflow.py",
     "low_bits_tokenflow.py",

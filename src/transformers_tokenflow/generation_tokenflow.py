@@ -2,7 +2,6 @@
 """Next-scale generation: a pass over a whole scale at a time, drawn again with narrower choices (paper §3.3)."""
 
 import copy
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_last
+from .drawing_tokenflow import Drawing, Given, best_rows, given_codes, whole_number
 from .sampling_tokenflow import (
     SETTINGS,
     Generators,
@@ -99,48 +99,6 @@ def left_aligned(
             raise ValueError("a prompt has no tokens: even an empty text needs those that begin the image")
         order = order[:, -int(lengths.max()) :]
     return input_ids.gather(1, order), attention_mask.gather(1, order)
-
-
-@dataclass
-class Given:
-    """Codes of a picture that are kept: whole coarse scales, and at the others what lies outside a mask."""
-
-    codes: list[torch.Tensor]  # (N, s, s) per scale
-    keep_scales: int
-    redrawn: list[torch.Tensor] | None  # (N, s, s) bool per scale
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep some of the pictures."""
-        self.codes = [part[rows] for part in self.codes]
-        if self.redrawn is not None:
-            self.redrawn = [part[rows] for part in self.redrawn]
-
-
-@dataclass
-class Drawing:
-    """N pictures on their way. With guidance the cache has 2 N rows, the conditional ones first."""
-
-    cache: Any
-    attention_mask: torch.Tensor  # (rows, all positions): 0 at padding
-    is_padded: bool
-    is_guided: bool
-    generators: Generators
-    prompt_index: torch.Tensor  # (N,) long
-    given: Given | None
-    codes: list[torch.Tensor]  # (N, s, s) of the finished scales
-    features: torch.Tensor | None = None  # (N, D, s, s), running, at the current scale and before its codes
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep some of the pictures: (M,) long."""
-        cache_rows = torch.cat([rows, rows + len(self.prompt_index)]) if self.is_guided else rows
-        select_rows(self.cache, cache_rows)
-        self.attention_mask = self.attention_mask[cache_rows]
-        self.generators = self.generators.select(rows)
-        self.prompt_index = self.prompt_index[rows]
-        self.codes = [part[rows] for part in self.codes]
-        self.features = self.features[rows.to(self.features.device)] if self.features is not None else None
-        if self.given is not None:
-            self.given.select(rows)
 
 
 class NextScaleGenerationMixin(GenerationMixin):
@@ -250,7 +208,9 @@ class NextScaleGenerationMixin(GenerationMixin):
         ids, padding, rows = self._prompt_rows(
             input_ids, attention_mask, negative_prompt_ids, negative_attention_mask, is_guided, per_prompt
         )
-        given = self._given(codes, keep_scales, mask, num_prompts, num_images_per_prompt, best_of)
+        given = given_codes(self.tokenizer, codes, keep_scales, mask, self._execution_device)
+        if given is not None:
+            given.spread(num_prompts, num_images_per_prompt, best_of)
         drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
         drawing.prompt_index = torch.arange(num_prompts, device=ids.device).repeat_interleave(per_prompt)
 
@@ -335,44 +295,6 @@ class NextScaleGenerationMixin(GenerationMixin):
             for pair in ((input_ids, negative_ids), (attention_mask, negative_mask))
         )
         return ids, masks, torch.cat([rows, len(input_ids) + negative])
-
-    def _given(
-        self,
-        codes: torch.Tensor | None,
-        keep_scales: int | None,
-        mask: torch.Tensor | None,
-        num_prompts: int,
-        num_images: int,
-        best_of: int,
-    ) -> Given | None:
-        scales = self.tokenizer.config.scales
-        if codes is not None and keep_scales is None and mask is None:
-            raise ValueError("nothing of `codes` would be kept: say what, by `keep_scales` or `mask`")
-        keep_scales = whole_number("keep_scales", keep_scales or 0)
-        if not 0 <= keep_scales <= len(scales):
-            raise ValueError(f"keep_scales must lie between 0 and the {len(scales)} scales; got {keep_scales}")
-        if codes is None:
-            if keep_scales or mask is not None:
-                raise ValueError("keep_scales and mask keep something of a picture: pass its `codes`")
-            return None
-        codes = torch.as_tensor(codes)
-        self.tokenizer._check_codes(codes)
-        parts = self.tokenizer.quantizer.split_codes(codes.to(self._execution_device, torch.long))
-        needed = keep_scales if mask is None else len(scales)
-        if len(parts) < needed:
-            raise ValueError(f"expected codes of at least {needed} scales, which are kept; got {tuple(codes.shape)}")
-        spread = [spread_over(part, num_prompts, num_images, best_of, "codes") for part in parts]
-        redrawn = None
-        if mask is not None:
-            mask, grid = torch.as_tensor(mask), self.tokenizer.config.grid_size
-            mask = (mask[None] if mask.dim() == 2 else mask).to(parts[0].device)
-            if mask.dim() != 3 or mask.shape[1:] != (grid, grid):
-                raise ValueError(f"expected a mask of the last scale's grid, {grid}×{grid}; got {tuple(mask.shape)}")
-            mask = spread_over(mask, num_prompts, num_images, best_of, "mask").bool().float()
-            # On the CPU: not every device can take means over areas of several sizes.
-            shares = [F.adaptive_avg_pool2d(mask[:, None].cpu(), scale)[:, 0] for scale in scales]
-            redrawn = [(share >= 0.5).to(mask.device) for share in shares]
-        return Given(spread, keep_scales, redrawn)
 
     def _start(
         self,
@@ -512,7 +434,7 @@ class NextScaleGenerationMixin(GenerationMixin):
     def _best(
         self, drawing: Drawing, scorer: Scorer, num_images: int, halve: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of the better half, or of the best, of each picture's candidates in their order, and their scores."""
+        """As `best_rows` of the scores that the pictures so far are given."""
         given = scorer(self._semantic_features(drawing), drawing.prompt_index)
         scores = torch.as_tensor(given, device=drawing.prompt_index.device)
         if scores.isnan().any():
@@ -520,11 +442,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         if scores.shape != drawing.prompt_index.shape:
             raise ValueError(f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; "
                              f"got {tuple(scores.shape)}")  # fmt: skip
-        candidates = scores.view(num_images, -1)
-        count = (candidates.shape[1] + 1) // 2 if halve else 1
-        chosen = candidates.topk(count, dim=1).indices.sort(dim=1).values
-        rows = (chosen + torch.arange(num_images, device=chosen.device)[:, None] * candidates.shape[1]).flatten()
-        return rows, scores[rows]
+        return best_rows(scores, num_images, halve)
 
     def _semantic_features(self, drawing: Drawing) -> torch.Tensor:
         """What the tokenizer's semantic decoder makes of the codes so far: (M, h·w, d_teacher)."""
@@ -571,22 +489,6 @@ def guide(hidden: torch.Tensor, weight: float, num_pictures: int) -> torch.Tenso
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions of the rotary embedding, which padding does not count in: (B, T) -> (B, T)"""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def spread_over(values: torch.Tensor, num_prompts: int, num_images: int, best_of: int, name: str) -> torch.Tensor:
-    """One for all, one per prompt or one per picture -> one per candidate, along the first axis."""
-    total = num_prompts * num_images
-    if len(values) not in (1, num_prompts, total):
-        raise ValueError(f"expected `{name}` for one, {num_prompts} or {total} pictures; got {len(values)}")
-    return values.repeat_interleave(total // len(values) * best_of, dim=0)
-
-
-def whole_number(name: str, value: Any) -> int:
-    """A setting that counts, or a ValueError that names it."""
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
 
 
 def check_counts(
