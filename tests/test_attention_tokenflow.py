@@ -115,7 +115,7 @@ def test_a_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, row
     parts = states(4, 2, 3, 5, torch.float32)
     mask = torch.ones(rows, 1, 3, 5).bernoulli(0.7).bool()
     expected = outputs_and_gradients(parts, mask, True)
-    monkeypatch.setattr(attention_tokenflow, "MOST_SCORES", 1)
+    monkeypatch.setattr(attention_tokenflow, "SCORES_CHUNK", 1)
     torch.testing.assert_close(outputs_and_gradients(parts, mask, True), expected)
 
 

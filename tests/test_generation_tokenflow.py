@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Drawing pictures, against drawing them plainly."""
 
+import copy
 import functools
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,21 @@ def test_a_batch_equals_its_items(side: str, guidance_scale: float):
         assert torch.equal(draw([PROMPTS[index]], guidance_scale=guidance_scale, seed=seed).codes[0], together[index])
     swapped = draw(PROMPTS[::-1], side, guidance_scale=guidance_scale, seed=[9, 4]).codes
     assert torch.equal(swapped, together.flip(0))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_is_left_out_and_not_masked(implementation: str):
+    """Scores are the same to the last bit beside a longer prompt: a mask would add them up in other places."""
+    prompts = [torch.arange(3, 6), torch.arange(3, 40)]
+    model = copy.deepcopy(tiny())
+    model.set_attn_implementation(implementation)
+    arguments = {"negative_prompt_ids": NEGATIVE[None], "output_logits": True, **SAMPLED}
+    together = model.generate(**batch(prompts), seed=[3, 4], **arguments)
+    for index, prompt in enumerate(prompts):
+        alone = model.generate(**batch([prompt]), seed=3 + index, **arguments)
+        assert torch.equal(alone.codes[0], together.codes[index])
+        for single, pair in zip(alone.logits, together.logits, strict=True):
+            assert torch.equal(single[0], pair[index])
 
 
 def test_several_pictures_of_a_prompt_are_several_seeds():

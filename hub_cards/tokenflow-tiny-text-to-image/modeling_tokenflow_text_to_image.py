@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_tokenflow import prefers_products, product_attention_forward
 from .configuration_tokenflow import TokenFlowTextToImageConfig
+from .drawing_tokenflow import PaddingRuns
 from .generation_tokenflow import NextScaleGenerationMixin, default_generation_config, left_aligned, positions
 from .loss_tokenflow import cross_entropy
 from .low_bits_tokenflow import TokenFlowLowBitsMixin
@@ -82,9 +83,10 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        padding_runs: PaddingRuns | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, D) -> (B, T, D), and the attention weights where the implementation gives them."""
+        """(B, T, D) -> (B, T, D), and, without runs, the attention weights where the implementation gives them."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.query_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
         key = self.key_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
@@ -92,6 +94,21 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if padding_runs is None or not any(padding for _, _, padding in padding_runs):
+            output, weights = self._attend(query, key, value, attention_mask, **kwargs)
+        else:
+            output, weights = self._attend_in_runs(padding_runs, query, key, value, attention_mask, **kwargs), None
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, heads, T, head_dim) and (B, key heads, S, head_dim) -> (B, T, heads, head_dim), and perhaps weights."""
         implementation = self.config._attn_implementation
         dropout = self.attention_dropout if self.training else 0.0
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -99,10 +116,26 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         is_plain = is_plain and (attention_mask is not None or not kwargs.get("is_causal"))
         if implementation == "sdpa" and is_plain and prefers_products(query, key):
             attend = product_attention_forward
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def _attend_in_runs(
+        self,
+        runs: PaddingRuns,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The same run by run, without padding: a row is computed as it is alone, to the last bit."""
+        is_prompt = query.shape[2] == key.shape[2]
+        outputs = []
+        for start, end, padding in runs:
+            unseen = padding if is_prompt else 0
+            states = (query[start:end, :, unseen:], key[start:end, :, padding:], value[start:end, :, padding:])
+            mask = attention_mask[..., unseen:, padding:] if attention_mask is not None else None
+            outputs.append(F.pad(self._attend(*states, mask, **kwargs)[0], (0, 0, 0, 0, unseen, 0)))
+        return torch.cat(outputs)
 
 
 class TokenFlowTextToImageDecoderLayer(GradientCheckpointingLayer):
@@ -236,6 +269,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
         block_sequence_ids: torch.Tensor | None = None,
         block_limits: torch.Tensor | None = None,
         is_causal: bool = True,
+        padding_runs: PaddingRuns | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
@@ -249,6 +283,8 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
             block_sequence_ids: (B, cached + T), -1 at text, else the scale, whose tokens see each other.
             block_limits: (B, cached + T), which blocks a token sees beside its own: those before it and below this.
             is_causal: False lets all inputs see each other, and all that is cached: they are one scale.
+            padding_runs: (first row, last row + 1, tokens of padding) of rows beside each other, which begin with
+                padding, in place of `attention_mask`: attention leaves it out, and rounds as it does without.
 
         Returns:
             `BaseModelOutputWithPast`
@@ -281,6 +317,7 @@ class TokenFlowTextToImageModel(TokenFlowTextToImagePreTrainedModel):
                 attention_mask=mask,
                 past_key_values=past_key_values,
                 is_causal=is_causal and block_sequence_ids is None,
+                padding_runs=padding_runs,
                 **kwargs,
             )
         # By place, as above: transformers 5.24 has another name for it.

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Pictures that are drawn: what is kept of given ones, what is known of each so far, which candidates go on."""
 
+import itertools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 
 from .cache_tokenflow import select_rows
 from .sampling_tokenflow import Generators
+
+# (first row, last row + 1, tokens of padding) of rows beside each other.
+PaddingRuns = list[tuple[int, int, int]]
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Drawing:
 
     cache: Any
     attention_mask: torch.Tensor  # (rows, all positions): 0 at padding
-    is_padded: bool
+    padding_runs: PaddingRuns | None  # of its rows, where padding is left out and not masked
     is_guided: bool
     generators: Generators
     prompt_index: torch.Tensor  # (N,) long
@@ -57,12 +61,25 @@ class Drawing:
         cache_rows = torch.cat([rows, rows + len(self.prompt_index)]) if self.is_guided else rows
         select_rows(self.cache, cache_rows)
         self.attention_mask = self.attention_mask[cache_rows]
+        if self.padding_runs is not None:
+            self.padding_runs = padding_runs(self.attention_mask)
         self.generators = self.generators.select(rows)
         self.prompt_index = self.prompt_index[rows]
         self.codes = [part[rows] for part in self.codes]
         self.features = self.features[rows.to(self.features.device)] if self.features is not None else None
         if self.given is not None:
             self.given.select(rows)
+
+
+def padding_runs(attention_mask: torch.Tensor) -> PaddingRuns:
+    """The runs of rows that begin with as much padding: (R, T), 0 at padding."""
+    counts = (attention_mask == 0).sum(dim=1).tolist()
+    runs, start = [], 0
+    for padding, rows in itertools.groupby(counts):
+        end = start + len(list(rows))
+        runs.append((start, end, padding))
+        start = end
+    return runs
 
 
 def given_codes(tokenizer: Any, codes: Any, keep_scales: int | None, mask: Any, device: torch.device) -> Given | None:

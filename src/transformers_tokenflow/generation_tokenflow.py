@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_last
-from .drawing_tokenflow import Drawing, Given, best_rows, given_codes, whole_number
+from .drawing_tokenflow import Drawing, Given, best_rows, given_codes, padding_runs, whole_number
 from .sampling_tokenflow import (
     SETTINGS,
     Generators,
@@ -315,18 +315,21 @@ class NextScaleGenerationMixin(GenerationMixin):
                 f"{self.config.text_config.max_position_embeddings} positions: shorten the prompt"
             )
         cache = make_cache(cache_implementation, self.config.text_config, length)
-        is_padded = bool((padding == 0).any())
-        mask = F.pad(padding, (0, num_inputs), value=1)
+        # Flex attention knows masks alone, and so does a static cache, which shows all its places.
+        is_masked = cache.is_compileable or "flex" in self.config._attn_implementation
         hidden = self.model(
             self.model.embed_prompt(ids),
-            attention_mask=padding if is_padded else None,
+            attention_mask=padding if is_masked else None,
+            padding_runs=None if is_masked else padding_runs(padding),
             position_ids=positions(padding),
             past_key_values=cache,
             return_dict=True,
         ).last_hidden_state[:, -1:]
         if len(rows) != len(ids):
             select_rows(cache, rows)
-        drawing = Drawing(cache, mask[rows], is_padded, is_guided, generators, prompt_index=rows, given=given, codes=[])
+        mask = F.pad(padding, (0, num_inputs), value=1)[rows]
+        runs = None if is_masked else padding_runs(mask)
+        drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index=rows, given=given, codes=[])
         return drawing, hidden.to(ids.device)[rows]
 
     # ---- A scale ----
@@ -417,11 +420,12 @@ class NextScaleGenerationMixin(GenerationMixin):
         if drawing.cache.is_compileable:  # a static cache shows all its places, filled or not
             mask = drawing.attention_mask.clone()
             mask[:, end:] = 0
-        elif drawing.is_padded:
+        elif drawing.padding_runs is None:
             mask = drawing.attention_mask[:, :end]
         output = self.model(
             embeds,
             attention_mask=mask,
+            padding_runs=drawing.padding_runs,
             position_ids=position_ids,
             past_key_values=drawing.cache,
             is_causal=False,
