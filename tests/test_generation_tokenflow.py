@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from transformers_tokenflow import TokenFlowForTextToImage, generation_tokenflow
 from transformers_tokenflow.generation_tokenflow import left_aligned
+from transformers_tokenflow.modeling_tokenflow_text_to_image import TokenFlowTextToImageAttention
 from transformers_tokenflow.sampling_tokenflow import make_generators, more_generators
 
 SCALES, CODEBOOK_SIZE, NUM_CODES = [1, 2, 4], 48, 21
@@ -253,18 +254,29 @@ def test_a_batch_equals_its_items(side: str, guidance_scale: float):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_padding_is_left_out_and_not_masked(implementation: str):
-    """Scores are the same to the last bit beside a longer prompt: a mask would add them up in other places."""
-    prompts = [torch.arange(3, 6), torch.arange(3, 40)]
+def test_padding_is_left_out_and_not_masked(monkeypatch: pytest.MonkeyPatch, implementation: str):
+    """Beside a longer prompt the same sums are made: a mask would round them otherwise."""
+    seen, attend = [], TokenFlowTextToImageAttention._attend
+
+    def record(self: Any, query: torch.Tensor, key: torch.Tensor, *others: Any, **kwargs: Any) -> Any:
+        seen.append((len(query), query.shape[2], key.shape[2]))
+        return attend(self, query, key, *others, **kwargs)
+
+    monkeypatch.setattr(TokenFlowTextToImageAttention, "_attend", record)
     model = copy.deepcopy(tiny())
     model.set_attn_implementation(implementation)
+    prompts = [torch.arange(3, 6), torch.arange(3, 40)]
     arguments = {"negative_prompt_ids": NEGATIVE[None], "output_logits": True, **SAMPLED}
     together = model.generate(**batch(prompts), seed=[3, 4], **arguments)
+    num_layers = model.config.text_config.num_hidden_layers
+    runs = [(1, 3, 3), (1, 37, 37), (1, 3, 3)]  # of both prompts, and of the negative one
+    assert seen[: len(runs) * num_layers] == runs * num_layers
+    assert seen[-len(runs) :] == [(1, 16, 3 + 20), (1, 16, 37 + 20), (2, 16, 3 + 20)]
     for index, prompt in enumerate(prompts):
         alone = model.generate(**batch([prompt]), seed=3 + index, **arguments)
         assert torch.equal(alone.codes[0], together.codes[index])
         for single, pair in zip(alone.logits, together.logits, strict=True):
-            assert torch.equal(single[0], pair[index])
+            torch.testing.assert_close(single[0], pair[index], atol=1e-5, rtol=1e-5)
 
 
 def test_several_pictures_of_a_prompt_are_several_seeds():

@@ -4,6 +4,7 @@
 import copy
 import inspect
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from model_checks import assert_same_tensors, tensors
 from safetensors import safe_open
 from tiny_models import pictures, tiny_text_to_image
 from torch.nn import functional as F
-from transformers import AutoModel, GenerationConfig
+from transformers import AutoModel, GenerationConfig, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_peft_available
 
@@ -763,6 +764,20 @@ def test_device_map(share: float, tmp_path: Path):
     assert_same_pictures(expected, model)
 
 
+@pytest.mark.parametrize("name", ["inputs_embeds", "position_ids", "past_key_values"])
+def test_what_only_layers_take(name: str):
+    assert_same_outputs(tiny(), tiny(), **training_inputs(), **{name: None})
+    with pytest.raises(ValueError, match=f"forward makes {name} of prompts and codes"):
+        tiny()(**training_inputs(), **{name: torch.zeros(2, 3)})
+
+
+def test_noise_on_the_embeddings_of_prompts(tmp_path: Path):
+    rows = [{name: value[0] for name, value in training_inputs().items()}] * 2
+    options = {"max_steps": 1, "neftune_noise_alpha": 5.0, "use_cpu": True, "report_to": "none"}
+    trainer = Trainer(tiny(), TrainingArguments(tmp_path, **options), train_dataset=rows)
+    assert math.isfinite(trainer.train().training_loss)
+
+
 # ---- Adapters ----
 
 
@@ -789,6 +804,16 @@ def test_low_rank_adapters(tmp_path: Path):
     inputs = {**padded_prompts(), "guidance_scale": 0.0, "seed": 0}
     assert torch.equal(model.generate(**inputs).codes, loaded.generate(**inputs).codes)
     assert_same_outputs(model, loaded.merge_and_unload(), tolerance=1e-4)
+
+
+@pytest.mark.skipif(not is_peft_available(), reason="peft is not installed")
+@pytest.mark.parametrize("task", ["FEATURE_EXTRACTION", "CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_adapters_for_tasks(task: str):
+    """Models of peft for a task pass arguments of its models, as None."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny(), LoraConfig(task_type=task, r=2, target_modules=r"model\.layers\.\d+\.\w+\.q_proj"))
+    assert_same_outputs(tiny(), model.eval(), **padded_prompts(), labels=numbers(2, NUM_CODES))
 
 
 @pytest.mark.skipif(not is_peft_available(), reason="peft is not installed")

@@ -103,7 +103,7 @@ class TestOutputs:
         assert torch.equal(next(results), codes_of(painter, "sun", seed=2))
 
     def test_the_same_as_generate(self, painter):
-        inputs = painter.processor.prepare_generation(PROMPTS)
+        inputs = painter.processor.prepare_generation(PROMPTS).to("cpu")
         expected = painter.model.generate(**inputs, seed=3, num_images_per_prompt=2).codes
         assert torch.equal(torch.cat(codes_of(painter, PROMPTS, seed=3, num_images_per_prompt=2)), expected)
 
@@ -159,6 +159,16 @@ class TestSettings:
         for size in (1, 2):  # None is the processor's
             mixed = codes_of(painter, ["sun", "sun"], seed=[0, 0], negative_prompt=["blurry", None], batch_size=size)
             assert torch.equal(mixed[0], one) and torch.equal(mixed[1], codes_of(painter, "sun", seed=0))
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_an_empty_negative_prompt_is_one(self, folder, batch_size):
+        processor = TokenFlowProcessor.from_pretrained(folder, negative_prompt="blurry")
+        local = pipeline("text-to-image", model=str(folder), processor=processor, device="cpu")
+        options = {"seed": [0, 0], "negative_prompt": ["", None], "batch_size": batch_size}
+        mixed = codes_of(local, ["sun", "sun"], **options)
+        expected = [codes_of(local, "sun", seed=0, negative_prompt=text) for text in ("", "blurry")]
+        assert all(torch.equal(one, other) for one, other in zip(mixed, expected, strict=True))
+        assert not torch.equal(*expected)
 
     def test_negative_prompt_of_the_processor(self, folder):
         processor = TokenFlowProcessor.from_pretrained(folder, negative_prompt="blurry")
@@ -326,7 +336,7 @@ class TestBestOf:
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("inputs", [3, None, {"text": "sun"}, b"sun"])
+    @pytest.mark.parametrize("inputs", [3, None, {"text": "sun"}, {"sun"}, b"sun"])
     def test_no_texts(self, painter, inputs):
         with pytest.raises(ValueError, match="expected a text, or several; got"):
             painter(inputs)
@@ -343,6 +353,7 @@ class TestMistakes:
             ({"generator": [torch.Generator()] * 4}, "expected 3 values as `generator`; got 4"),
             ({"codes": torch.zeros(2, LENGTH, dtype=torch.long), "keep_scales": 1}, "expected 3 values as `codes`"),
             ({"seed": 1, "generator": torch.Generator()}, "seed or generator, not both"),
+            ({"num_workers": 1, "generator": torch.Generator()}, "generators are copies: pass seed, or num_workers=0"),
             ({"image": photo()}, "nothing of the picture would be kept"),
             ({"image": photo(), "codes": torch.zeros(1, LENGTH), "keep_scales": 1}, "image or codes, not both"),
             ({"mask": np.ones((4, 4))}, "pass its `codes`"),

@@ -140,6 +140,20 @@ class TestCallbacks:
         assert pipe.decode(seen[0][2]["codes"])[0].size == (32, 32)
         assert pipe.num_timesteps == 3
 
+    def test_callbacks_of_diffusers(self, pipe):
+        seen = []
+
+        class Recorder(diffusers.callbacks.PipelineCallback):
+            tensor_inputs = ["codes", "pixel_values"]
+
+            def callback_fn(self, pipeline, index, side, tensors):
+                seen.append(list(tensors))
+                return tensors
+
+        pipe("sun", callback_on_step_end=diffusers.callbacks.MultiPipelineCallbacks([Recorder()]))
+        pipe("sun", callback_on_step_end=Recorder())
+        assert seen == [["codes", "pixel_values"]] * 6
+
     def test_pixels(self, pipe):
         seen = []
         pixels = draw(
@@ -278,6 +292,7 @@ class TestSaving:
             ({"torch_dtype": {"default": torch.float16}}, torch.float16),
             ({"torch_dtype": {"other": torch.float16}}, torch.float32),
             ({"low_cpu_mem_usage": True, "use_safetensors": True}, torch.float32),
+            ({"safety_checker": None}, torch.float32),
         ],
     )
     def test_precision(self, folder, dtype, expected):

@@ -253,6 +253,12 @@ def test_generators():
     assert torch.equal(numbers(make_generators(None, None, 1, 2), 2), expected)
 
 
+@pytest.mark.parametrize("generator", [0, [1], "cpu"])
+def test_no_generators(generator: Any):
+    with pytest.raises(ValueError, match="expected a torch.Generator, or one for each picture; got"):
+        make_generators(None, generator, 1, 1)
+
+
 def test_pictures_draw_their_own_numbers_over_time():
     alone = [make_generators(seed, None, 1, 1) for seed in (5, 6)]
     together = make_generators(5, None, 2, 1)

@@ -3,7 +3,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,8 @@ class TextToImagePipeline(Pipeline):
             negative_prompt = self._preprocess_params.get("negative_prompt")
         if seed is None and generator is None:
             seed = self._preprocess_params.get("seed")
+        if generator is not None and (self._num_workers if num_workers is None else num_workers):
+            raise ValueError("in processes that read a dataset generators are copies: pass seed, or num_workers=0")
         if image is not None and codes is not None:
             raise ValueError("pass image or codes, not both")
         if (image is not None or codes is not None) and mask is None and not params.get("keep_scales"):
@@ -168,10 +170,7 @@ class TextToImagePipeline(Pipeline):
         """What `generate` is given of B prompts."""
         first = requests[0]
         negative = [request.negative_prompt for request in requests]
-        if any(text is None for text in negative):
-            default = self.processor.negative_prompt
-            negative = None if not any(negative) else [default if text is None else text for text in negative]
-        inputs: dict[str, Any] = self.processor.prepare_generation(texts, negative)
+        inputs = dict(self.processor.prepare_generation(texts, negative))
         if first.seed is not None:
             inputs["seed"] = [request.seed for request in requests]
         elif isinstance(first.generators, torch.Generator):
@@ -255,7 +254,11 @@ def make_requests(
     Raises:
         ValueError: a list does not have as many values as there are texts, or pictures.
     """
-    if not isinstance(texts, Iterable) and not hasattr(texts, "__getitem__") or isinstance(texts, (Mapping, bytes)):
+    if (
+        not isinstance(texts, Iterable)
+        and not hasattr(texts, "__getitem__")
+        or isinstance(texts, (Mapping, Set, bytes))
+    ):
         raise ValueError(f"expected a text, or several; got {type(texts).__name__}")
     if seed is not None and generator is not None:
         raise ValueError("pass seed or generator, not both")

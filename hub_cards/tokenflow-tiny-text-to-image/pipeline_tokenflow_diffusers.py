@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -55,7 +56,9 @@ class TokenFlowPipeline(DiffusionPipeline):
         pictures = pipe("a red apple", num_images_per_prompt=4, generator=torch.Generator().manual_seed(0)).images
 
     A folder serves transformers and diffusers alike: model and processor lie in its root, where transformers puts them,
-    and `model_index.json` leads `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` to this file.
+    and `model_index.json` leads `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` to this file, which
+    diffusers tells none of its arguments: weights come in the dtype that they are saved in, from the main branch. For
+    another `dtype`, `revision` or `variant` call `TokenFlowPipeline.from_pretrained`, or pass `model` and `processor`.
 
     Args:
         model (`TokenFlowForTextToImage`):
@@ -112,7 +115,8 @@ class TokenFlowPipeline(DiffusionPipeline):
             output_type: "pil", "np" (N, H, W, 3) and "pt" (N, 3, H, W) in [0, 1], or "latent" for codes (N, L).
             return_dict: False gives a tuple of the pictures.
             callback_on_step_end: called after every scale with the pipeline, the scale's index, its side and the
-                tensors that are asked for. It looks on: what it returns changes nothing.
+                tensors that are asked for, also one of diffusers' `PipelineCallback`. It looks on: what it returns
+                changes nothing.
             callback_on_step_end_tensor_inputs: of `codes`, all so far (N, length), which `decode` makes pictures of,
                 and `pixel_values`, what they decode to, (N, 3, H, W).
             callback_on_scale_end: the same as `generate` has it: called with the scale's index and the codes.
@@ -125,6 +129,8 @@ class TokenFlowPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument is out of range, or does not fit another.
         """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check(output_type, callback_on_step_end_tensor_inputs, image, codes, keep_scales, mask)
         self._onload()
         inputs = self.processor.prepare_generation(prompt, negative_prompt)
@@ -234,7 +240,10 @@ class TokenFlowPipeline(DiffusionPipeline):
             ValueError: there are no weights of that `variant`.
         """
         components = {name: kwargs.pop(name) for name in AUTO_CLASSES if name in kwargs}
-        kwargs = {name: value for name, value in kwargs.items() if name not in DIFFUSERS_ARGUMENTS}
+        # None stands for components of other pipelines, such as `safety_checker`, that are not wanted.
+        kwargs = {
+            name: value for name, value in kwargs.items() if name not in DIFFUSERS_ARGUMENTS and value is not None
+        }
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
         dtype = dtype.get("model", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
         if dtype is not None:

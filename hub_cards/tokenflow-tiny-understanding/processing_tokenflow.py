@@ -217,31 +217,33 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         return self.tokenizer(texts, padding=False, verbose=False, **options)["input_ids"]
 
     def prepare_generation(
-        self, text: str | list[str], negative_prompt: str | list[str] | None = None
-    ) -> dict[str, torch.Tensor]:
+        self, text: str | list[str], negative_prompt: str | list[str | None] | None = None
+    ) -> BatchFeature:
         """
         What `generate` needs of texts.
 
         Args:
             text: B texts, or one.
-            negative_prompt: what guidance leads away from: one text for all, or B of them; by default the processor's.
+            negative_prompt: what guidance leads away from: one text for all, or B of them; for None, also among them,
+                the processor's.
 
         Returns:
-            `input_ids` and `attention_mask` (B, P), `negative_prompt_ids` and `negative_attention_mask` (1 or B, P').
+            `BatchFeature` with `input_ids` and `attention_mask` (B, P), `negative_prompt_ids` and
+            `negative_attention_mask` (1 or B, P').
 
         Raises:
             ValueError: a text is no string, or there are other than 1 or B negative ones.
         """
         texts = as_texts(text)
-        negative = as_texts(self.negative_prompt if negative_prompt is None else negative_prompt)
+        given = negative_prompt if isinstance(negative_prompt, (list, tuple)) else [negative_prompt]
+        if given and all(part is None for part in given):
+            given = given[:1]
+        negative = as_texts([self.negative_prompt if part is None else part for part in given])
         if len(negative) not in (1, len(texts)):
             raise ValueError(f"expected one negative prompt, or one for each of {len(texts)}; got {len(negative)}")
         prompts, negative_prompts = (self(text=part, return_tensors="pt") for part in (texts, negative))
-        return {
-            **prompts,
-            "negative_prompt_ids": negative_prompts["input_ids"],
-            "negative_attention_mask": negative_prompts["attention_mask"],
-        }
+        names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_attention_mask"}
+        return BatchFeature({**prompts, **{name: negative_prompts[of] for of, name in names.items()}})
 
     def prepare_mask(self, mask: Any, grid_size: int) -> torch.Tensor:
         """

@@ -41,6 +41,17 @@ if TYPE_CHECKING:
     # Never run, but transformers copies the modules named in relative imports: the saved configuration names this one.
     from .pipeline_tokenflow import TextToImagePipeline  # noqa: F401
 
+# What the layers are given of prompts and codes.
+SET_BY_FORWARD = {
+    "block_limits",
+    "block_sequence_ids",
+    "inputs_embeds",
+    "is_causal",
+    "padding_runs",
+    "past_key_values",
+    "position_ids",
+}
+
 
 @dataclass
 class TokenFlowTextToImageOutput(ModelOutput):
@@ -127,13 +138,15 @@ class TokenFlowTextToImageAttention(LlamaAttention):
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The same run by run, without padding: a row is computed as it is alone, to the last bit."""
+        """The same run by run, without padding, so that a row is added up as it is alone."""
         is_prompt = query.shape[2] == key.shape[2]
         outputs = []
         for start, end, padding in runs:
             unseen = padding if is_prompt else 0
             states = (query[start:end, :, unseen:], key[start:end, :, padding:], value[start:end, :, padding:])
-            mask = attention_mask[..., unseen:, padding:] if attention_mask is not None else None
+            mask = attention_mask
+            if mask is not None:
+                mask = mask.expand(len(query), -1, -1, -1)[start:end, :, unseen:, padding:]
             outputs.append(F.pad(self._attend(*states, mask, **kwargs)[0], (0, 0, 0, 0, unseen, 0)))
         return torch.cat(outputs)
 
@@ -378,7 +391,8 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             attention_mask: (B, P), 0 at padding, on either side.
             codes: (B, L), all scales or the first few. By default those of `pixel_values`, or of `labels`; with none
                 of them only the first scale is predicted.
-            pixel_values: (B, 3, H, H) in [-1, 1], which are encoded; they are the labels too if there are no others.
+            pixel_values: (B, 3, H, H) in [-1, 1], which are encoded; they are the labels too if there are no others
+                (`Trainer` evaluates the loss with `label_names=["pixel_values"]`).
             labels: (B, L) codes, -100 where none is to be learned; where there are no `codes` beside them, later scales
                 are predicted from code 0 in its place.
             end_ids: (B, E) text tokens that follow the image and are learned with it, officially those of "</img>" and
@@ -390,10 +404,13 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             [`TokenFlowTextToImageOutput`]
 
         Raises:
-            ValueError: an empty prompt, pixels and codes together, codes that end inside a scale, lie outside the
-                codebook or are not as many as prompts, refinement of a picture that is not whole or of labels that
-                are not, or end tokens without a text head.
+            ValueError: an empty prompt, an argument that only the layers take, pixels and codes together, codes that
+                end inside a scale, lie outside the codebook or are not as many as prompts, refinement of a picture that
+                is not whole or of labels that are not, or end tokens without a text head.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if unknown := kwargs.keys() & SET_BY_FORWARD:
+            raise ValueError(f"forward makes {', '.join(sorted(unknown))} of prompts and codes, and takes none")
         codes, labels = self._codes_and_labels(codes, pixel_values, labels)
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         parts, blocks = self._sequence(input_ids, codes, drawn_codes, end_ids)
@@ -448,9 +465,8 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
         What the layers are given: embeddings of the prompt, the image, its refinement passes and its end, (B, T', D)
         each, and the block of every token, (B, T). Blocks of refinement passes count on from the last scale's.
         """
-        batch = len(input_ids)
-        empty = self.model.embed_text(input_ids[:, :0])
-        image, refined, end = empty, empty, empty
+        batch, prompt = len(input_ids), self.model.embed_prompt(input_ids)
+        image, refined, end = [prompt[:, :0]] * 3
         if codes is not None:
             self._check_codes(codes, batch)
             image = self.model.embed_image(self.tokenizer.quantizer.next_scale_inputs(codes), start=1)
@@ -468,7 +484,7 @@ class TokenFlowForTextToImage(TokenFlowTextToImagePreTrainedModel, NextScaleGene
             scales[: refined.shape[1]] + len(self.config.tokenizer_config.scales),
             scales.new_full((end.shape[1],), -1),
         ]
-        return [self.model.embed_prompt(input_ids), image, refined, end], torch.cat(blocks).expand(batch, -1)
+        return [prompt, image, refined, end], torch.cat(blocks).expand(batch, -1)
 
     def _codes_and_labels(
         self, codes: torch.Tensor | None, pixel_values: torch.Tensor | None, labels: torch.Tensor | None

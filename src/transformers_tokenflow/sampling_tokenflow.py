@@ -144,11 +144,13 @@ def make_generators(
         num_images: pictures per prompt.
 
     Raises:
-        ValueError: both are given, or not as many as there are prompts or pictures.
+        ValueError: both are given, not as many as there are prompts or pictures, or something else than generators.
     """
     if seed is None:
         if generator is None or isinstance(generator, torch.Generator):
             return Generators(shared=generator)
+        if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+            raise ValueError(f"expected a torch.Generator, or one for each picture; got {generator!r}")
         if len(generator) != num_prompts * num_images:
             raise ValueError(
                 f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}"
