@@ -158,7 +158,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             seed: a number, of which picture i gets seed + i, or one per prompt, whose pictures count on from it.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used. A picture
                 with a seed or a generator of its own is, in fp32, the same alone and in any batch; in half precision
-                products round otherwise in another batch or beside a longer prompt, which may turn a choice.
+                products round otherwise in another batch, which may turn a choice.
             codes: (1 or B or N, L) of pictures of which something is kept: `keep_scales` or `mask` says what. Without a
                 mask the scales that are kept are enough.
             keep_scales: how many coarse scales of `codes` are kept; the rest is drawn anew.
