@@ -91,14 +91,20 @@ class TokenFlowCodebook(nn.Module):
         for part in (self.semantic, self.pixel):
             nn.init.uniform_(part, -1.0, 1.0)
 
-    def forward(self) -> torch.Tensor:
+    def forward(self, codes: torch.Tensor | None = None) -> torch.Tensor:
         """
         (K, semantic_dim + pixel_dim) in fp32, both parts of unit length. Kept between calls in evaluation.
+
+        Args:
+            codes: (...) long, of which alone the entries are given, (..., semantic_dim + pixel_dim): for a few, less
+                work than to see that what is kept is still true.
 
         Raises:
             ValueError: in evaluation, entries are no finite numbers, of which a search would find nothing else.
         """
         parts = [self.semantic, self.pixel]
+        if codes is not None:
+            return joined([F.embedding(codes.to(part.device, torch.long), part) for part in parts])
         is_trained = self.training or (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
         if is_trained or torch.compiler.is_compiling() or parts[0].is_inference() or parts[0].is_meta:
             return self._entries()
@@ -108,8 +114,7 @@ class TokenFlowCodebook(nn.Module):
         return self._cache[1]
 
     def _entries(self) -> torch.Tensor:
-        parts = [F.normalize(part.float(), dim=-1, eps=1e-12) for part in (self.semantic, self.pixel)]
-        entries = torch.cat(parts, dim=-1)
+        entries = joined([self.semantic, self.pixel])
         is_checked = not (self.training or torch.compiler.is_compiling() or entries.is_meta)
         if is_checked and not entries.isfinite().all():
             raise ValueError("the codebook holds entries that are no finite numbers: its file must be damaged")
@@ -126,6 +131,11 @@ class TokenFlowCodebook(nn.Module):
             return tensor.to(result.device) if result.dtype in (torch.float16, torch.bfloat16) else result
 
         return super()._apply(apply, recurse)
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Semantic and pixel entries (..., d_sem) and (..., d_pix), normalised: (..., d_sem + d_pix) in fp32."""
+    return torch.cat([F.normalize(part.float(), dim=-1, eps=1e-12) for part in parts], dim=-1)
 
 
 def is_same(kept: torch.Tensor, part: torch.Tensor) -> bool:
@@ -373,7 +383,7 @@ class TokenFlowQuantizer(nn.Module):
         Returns:
             (B, D, next_scale, next_scale) in fp32.
         """
-        chosen = lookup(codes, self.codebook())
+        chosen = self.codebook(codes).permute(0, 3, 1, 2)
         features = chosen if features is None else features + chosen
         return features if next_scale is None else resize(features, next_scale)
 
