@@ -444,6 +444,8 @@ def test_adapters_are_trained_saved_and_loaded(base, tmp_path):
     assert any("projector" in name for name in saved) and not any("tokenizer" in name for name in saved)
     again = tiny_trainer(tmp_path / "again", model=TokenFlowForConditionalGeneration.from_pretrained(tmp_path))
     assert again.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    again.train()
+    assert again.evaluate()["eval_loss"] < expected
 
 
 def test_adapters_resume_bit_for_bit(base, tmp_path):

@@ -20,7 +20,7 @@ from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
-from .parameters import add_adapters, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable, trained_parameters
 from .pictures import log_text
 from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
@@ -36,7 +36,7 @@ class UnderstandingTrainer(BaseTrainer):
     frozen. Averaged weights, if there are any, are those of trained parameters alone, and part of every checkpoint.
 
     Args:
-        model: the understanding model.
+        model: the understanding model. Adapters that it was loaded with are trained on, and nothing else.
         args: [`UnderstandingTrainingArguments`].
         train_dataset, eval_dataset: `datasets` of rows as [`conversations`] takes them; or anything whose examples have
             `input_ids` and `labels` (T,) and, of pictures, `image_codes` (n, L) or `pixel_values` (n, 3, H, H).
@@ -44,8 +44,8 @@ class UnderstandingTrainer(BaseTrainer):
         kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: there is no processor, a setting names a part that the model does not have or would be ignored, or
-            a dataset does not fit the model.
+        ValueError: there is no processor, the model has other adapters than are asked for, a setting names a part that
+            the model does not have or would be ignored, or a dataset does not fit the model.
         ImportError: adapters are asked for, and peft is not installed.
     """
 
@@ -62,9 +62,7 @@ class UnderstandingTrainer(BaseTrainer):
     ):
         if processing_class is None:
             raise ValueError("UnderstandingTrainer needs processing_class, the processor with the chat template")
-        trained: nn.Module = model
-        if args.lora_rank > 0:
-            trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
         common = processing_class, model.config, args
         with args.main_process_first(desc="tokenising conversations"):
