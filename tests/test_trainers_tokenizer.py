@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trainer
+from torch.utils.data import ConcatDataset, Subset
 
 from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers import TokenFlowTrainer
@@ -412,6 +413,14 @@ def test_reconstructions_reach_other_trackers(tmp_path, library):
     callbacks = [SimpleNamespace(**{library: tracker}, _initialized=is_ready) for is_ready in (False, True)]
     log_picture("eval", torch.zeros(3, 4, 4), 7, tmp_path, callbacks)
     assert sent == [{"eval": (tmp_path / "eval-7.png").read_bytes(), "train/global_step": 7}]
+
+
+def test_parts_of_datasets_are_told_the_epoch(tmp_path):
+    parts = [picture_dataset(4, seed=seed) for seed in range(3)]
+    trainer = tiny_trainer(tmp_path, num_train_epochs=2, max_steps=-1)
+    trainer.train_dataset = ConcatDataset([Subset(ConcatDataset(parts[:2]), [0, 5]), parts[2]])
+    trainer.train()
+    assert [part.generator(0).random() for part in parts] == [random.Random("0-1-0").random()] * 3
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -26,7 +26,7 @@ from ..commands import one_line
 from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
 from .averaging import AveragedWeights
-from .data import SeededDataset
+from .data import seeded_datasets
 from .optimizers import MuonWithAdamW, layer_matrices
 from .parameters import check_prefixes, not_finite, parameter_groups, trained_parameters
 from .sharding import check_settings, own_class, reshard, saved_whole, set_up_sharding
@@ -57,8 +57,8 @@ class _StepCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
-        if isinstance(self.trainer.train_dataset, SeededDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
+        for dataset in seeded_datasets(self.trainer.train_dataset):
+            dataset.set_epoch(int(state.epoch))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step()

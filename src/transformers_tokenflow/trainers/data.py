@@ -4,6 +4,7 @@
 import math
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,15 @@ class SeededDataset(Dataset):
     def generator(self, index: int) -> random.Random:
         """What a row draws from in this epoch."""
         return random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
+
+
+def seeded_datasets(dataset: Any) -> Iterator[SeededDataset]:
+    """The datasets with such randomness that a dataset is, or is made of, as torch's `Subset` and `ConcatDataset`."""
+    if isinstance(dataset, SeededDataset):
+        yield dataset
+    parts = [dataset.dataset] if hasattr(dataset, "dataset") else getattr(dataset, "datasets", ())
+    for part in parts:
+        yield from seeded_datasets(part)
 
 
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
