@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trainer
+from tiny_training import EVERYTHING, gradient_pictures, picture_dataset, tiny_arguments, tiny_trainer
 from torch.utils.data import ConcatDataset, Subset
 
 from transformers_tokenflow import TokenFlowModel
@@ -413,6 +414,24 @@ def test_reconstructions_reach_other_trackers(tmp_path, library):
     callbacks = [SimpleNamespace(**{library: tracker}, _initialized=is_ready) for is_ready in (False, True)]
     log_picture("eval", torch.zeros(3, 4, 4), 7, tmp_path, callbacks)
     assert sent == [{"eval": (tmp_path / "eval-7.png").read_bytes(), "train/global_step": 7}]
+
+
+def test_rows_of_pictures_are_taken_as_they_come(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": gradient_pictures(4)}, features=features)
+    stream = rows.to_iterable_dataset()
+    made = rows.with_transform(lambda batch: {"pixel_values": [torch.zeros(3, 32, 32) for _ in batch["image"]]})
+    turned = rows.with_transform(lambda batch: {"image": [picture.rotate(90) for picture in batch["image"]]})
+    for name, train_dataset in {"rows": rows, "stream": stream, "made": made, "turned": turned}.items():
+        args = tiny_arguments(tmp_path / name, max_steps=1)
+        trainer = TokenFlowTrainer(
+            tiny_model("clip"), args, train_dataset=train_dataset, eval_dataset={"some": rows, "others": stream}
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert metrics["eval_some_psnr"] == pytest.approx(metrics["eval_others_psnr"])
+        assert trainer.evaluate(turned)["eval_psnr"] > 0
+    assert trainer.train_dataset.transform.train and not trainer.eval_dataset["some"].transform.train
 
 
 def test_parts_of_datasets_are_told_the_epoch(tmp_path):

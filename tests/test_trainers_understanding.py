@@ -415,6 +415,15 @@ def test_lengths_of_drawn_questions_are_found_by_reading(tmp_path):
     assert len(logged(trainer)) == 1
 
 
+def test_examples_may_be_made_by_a_transform(tmp_path):
+    examples = [tiny_trainer(tmp_path).train_dataset[index] for index in range(4)]
+    rows = datasets.Dataset.from_dict({"index": list(range(4)), "messages": [[]] * 4}).with_transform(
+        lambda rows: {name: [examples[index][name] for index in rows["index"]] for name in ("input_ids", "labels")}
+    )
+    trainer = tiny_trainer(tmp_path, rows)
+    assert trainer.train_dataset is rows
+
+
 # ---- Adapters ----
 
 
