@@ -347,6 +347,20 @@ def test_rows_are_evaluated_as_those_of_the_constructor(tmp_path):
     assert trainer.predict(message_rows(5)).metrics["test_loss"] == expected
 
 
+def test_examples_without_answers_count_for_nothing(tmp_path):
+    silent = {"input_ids": [1, 2, 3, 4], "labels": [4, *[IGNORED] * 3]}  # nothing predicts the first token
+    spoken = {**silent, "labels": [IGNORED, 2, 3, 4]}
+    trainer = tiny_trainer(tmp_path, [silent] * 4, logged_answers=2, max_steps=1)
+    expected = trainer.evaluate([spoken])
+    metrics = trainer.evaluate([silent, spoken, silent])
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"])
+    assert (tmp_path / "answers" / "eval-0.txt").read_text(encoding="utf-8").count("→") == 1
+    with pytest.raises(ValueError, match="no token of an answer"):
+        trainer.evaluate([silent])
+    trainer.train()
+    assert logged(trainer)[0]["loss"] == 0
+
+
 def test_nothing_to_evaluate(tmp_path):
     trainer = tiny_trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8)
     with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch"):
