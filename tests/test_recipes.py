@@ -222,6 +222,11 @@ def test_interrupted_recipe_goes_on_and_a_finished_one_rests(recipe, streaming):
     assert all(torch.equal(whole[name], resaved[name]) for name in whole)
 
 
+def test_a_number_holds_no_settings(recipe):
+    with pytest.raises(ValueError, match="training.max_steps.x can't be set: max_steps is 5, and holds no settings"):
+        recipes.read_recipe(recipe, {"training.max_steps.x": 1})
+
+
 @pytest.mark.parametrize("max_steps", [1, 2])
 def test_run_of_another_model_does_not_go_on(recipe, max_steps):
     recipes.train(recipes.read_recipe(recipe, {"training.max_steps": 1}))

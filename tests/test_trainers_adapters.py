@@ -172,6 +172,8 @@ def test_pictures_are_drawn_with_adapters(trained, base, tmp_path):
 def test_modules_that_the_model_does_not_have(base, tmp_path):
     with pytest.raises(ValueError, match="no modules visual_hat"):
         trainer_of(base, tmp_path, lora_modules_to_save=["projector", "visual_hat"])
+    with pytest.raises(ValueError, match="no modules visual_hat"):
+        trainer_of(base, tmp_path, lora_modules_to_save="visual_hat")
     with pytest.raises(ValueError, match="leave trainable_parts out"):
         trainer_of(base, tmp_path, trainable_parts=["visual_head"])
 

@@ -467,7 +467,10 @@ def test_bf16_trains_with_the_discriminator_in_full_precision(tmp_path):
     "changes, message",
     [
         ({"trainable_parts": ["decoder"]}, "no parameters begin with decoder; the model's parts are pixel_decoder"),
+        ({"trainable_parts": "decoder"}, "no parameters begin with decoder; the model's parts are pixel_decoder"),
         ({"trainable_parts": []}, "nothing would be trained"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1; got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1; got 0"),
         ({"part_learning_rates": {"semantic": 1.0, "vision": 1.0}}, "no parameters begin with vision"),
         ({"part_learning_rates": "semantic_encoder"}, "must map prefixes to rates"),
         ({"perceptual_loss": "vgg"}, "unknown perceptual loss 'vgg'"),
