@@ -222,6 +222,23 @@ def test_interrupted_recipe_goes_on_and_a_finished_one_rests(recipe, streaming):
     assert all(torch.equal(whole[name], resaved[name]) for name in whole)
 
 
+def test_a_number_holds_no_settings(recipe):
+    with pytest.raises(ValueError, match="training.max_steps.x can't be set: max_steps is 5, and holds no settings"):
+        recipes.read_recipe(recipe, {"training.max_steps.x": 1})
+
+
+@pytest.mark.parametrize("max_steps", [1, 2])
+def test_run_of_another_model_does_not_go_on(recipe, max_steps):
+    recipes.train(recipes.read_recipe(recipe, {"training.max_steps": 1}))
+    before = (recipe.parent / "run" / "config.json").read_text()
+    changes = {"model.config.distance_weight": 0.25, "model.config.codebook_size": 64}
+    settings = {**changes, "training.max_steps": max_steps}
+    message = r"checkpoint-1 comes from .* other settings \(codebook_size, distance_weight\): choose another output_dir"
+    with pytest.raises(ValueError, match=message):
+        recipes.train(recipes.read_recipe(recipe, settings))
+    assert (recipe.parent / "run" / "config.json").read_text() == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_in_half_precision_are_trained_in_fp32(recipe, tmp_path, dtype):
     section = recipes.read_recipe(recipe)["model"]

@@ -12,6 +12,7 @@ from tiny_models import tiny_text_to_image
 from tiny_text_to_image_training import code_rows, tiny_arguments
 
 from transformers_tokenflow import TextToImageTrainer, TokenFlowForTextToImage
+from transformers_tokenflow.trainers.card import describe_training
 from transformers_tokenflow.trainers.parameters import add_adapters
 from transformers_tokenflow.trainers.recipe import last_checkpoint
 
@@ -30,9 +31,9 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def trainer_of(base: Path, output_dir: Path, **changes: Any) -> TextToImageTrainer:
+def trainer_of(base: Path, output_dir: Path, model: Any = None, **changes: Any) -> TextToImageTrainer:
     return TextToImageTrainer(
-        model=TokenFlowForTextToImage.from_pretrained(base),
+        model=TokenFlowForTextToImage.from_pretrained(base) if model is None else model,
         args=tiny_arguments(output_dir, **{**LORA, **changes}),
         train_dataset=code_rows(),
         eval_dataset=code_rows(5),
@@ -111,6 +112,57 @@ def test_adapters_resume_bit_for_bit(base, trained, tmp_path):
         assert torch.equal(ours, other)
 
 
+@pytest.fixture(scope="module")
+def adapters(trained, tmp_path_factory) -> Path:
+    """The trained adapters, saved."""
+    folder = tmp_path_factory.mktemp("adapters")
+    trained.save_model(str(folder))
+    return folder
+
+
+def load_with_peft(base: Path, adapters: Path) -> Any:
+    return peft.PeftModel.from_pretrained(TokenFlowForTextToImage.from_pretrained(base), adapters)
+
+
+def load_with_transformers(base: Path, adapters: Path) -> Any:
+    return TokenFlowForTextToImage.from_pretrained(adapters)
+
+
+LEFT_OUT: dict[str, Any] = {"lora_rank": 0, "lora_modules_to_save": None}
+
+
+@pytest.mark.parametrize("load", [load_with_peft, load_with_transformers])
+@pytest.mark.parametrize("lora", [LORA, LEFT_OUT])
+def test_adapters_are_trained_on(base, trained, adapters, tmp_path, load, lora):
+    with trained.averaged_weights():
+        before = logits_of(trained.model)
+    trainer = trainer_of(base, tmp_path / "run", load(base, adapters), **lora)
+    torch.testing.assert_close(logits_of(trainer.model), before)
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, parameter in trained.model.named_parameters() if parameter.requires_grad}
+    trainer.train()
+    trainer.save_model()
+    assert describe_training(trainer, [])["adapters"] == "LoRA of rank 2"
+    with trainer.averaged_weights():
+        after = logits_of(trainer.model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(logits_of(TokenFlowForTextToImage.from_pretrained(tmp_path / "run")), after)
+    with trainer.averaged_weights():
+        trainer.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = TokenFlowForTextToImage.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged), after, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_that_are_not_those_asked_for(base, adapters, tmp_path):
+    for changes in ({"lora_rank": 4}, {"lora_modules_to_save": ["projector"]}):
+        with pytest.raises(ValueError, match=r"has adapters already, lora_rank=2 and lora_modules_to_save=\['"):
+            trainer_of(adapters, tmp_path, **changes)
+    model = load_with_transformers(base, adapters)
+    model.load_adapter(adapters, "other")
+    with pytest.raises(ValueError, match="several adapters, default, other"):
+        trainer_of(base, tmp_path, model)
+
+
 def test_pictures_are_drawn_with_adapters(trained, base, tmp_path):
     trainer = trainer_of(base, tmp_path, sample_prompts=["owl"], sample_options={"guidance_scale": 1.0})
     trainer.evaluate()
@@ -120,6 +172,8 @@ def test_pictures_are_drawn_with_adapters(trained, base, tmp_path):
 def test_modules_that_the_model_does_not_have(base, tmp_path):
     with pytest.raises(ValueError, match="no modules visual_hat"):
         trainer_of(base, tmp_path, lora_modules_to_save=["projector", "visual_hat"])
+    with pytest.raises(ValueError, match="no modules visual_hat"):
+        trainer_of(base, tmp_path, lora_modules_to_save="visual_hat")
     with pytest.raises(ValueError, match="leave trainable_parts out"):
         trainer_of(base, tmp_path, trainable_parts=["visual_head"])
 

@@ -203,6 +203,11 @@ def test_a_column_of_conversations_is_needed(pair):
         read(pair, rows_of(codes=[codes_of("owl")], text=["an owl"]))
 
 
+def test_conversations_of_a_transform_are_refused(pair):
+    with pytest.raises(ValueError, match="make them with `map`"):
+        read(pair, message_rows().with_transform(lambda rows: rows))
+
+
 def test_processor_and_model_belong_together(pair):
     config, processor = pair
     rows = rows_of(messages=[CHAT])

@@ -254,6 +254,19 @@ def test_rows_are_evaluated_and_streamed_as_those_of_the_constructor(tmp_path):
     assert trainer.predict(code_rows(5)).metrics["test_accuracy"] == trainer.evaluate()["eval_accuracy"]
 
 
+def test_rows_of_a_transform_are_taken_for_what_they_hold(tmp_path):
+    examples = code_rows().with_transform(lambda rows: {"prompt": [text[0] for text in rows["text"]], **codes(rows)})
+    tiny_trainer(tmp_path, examples).train()
+    rows = code_rows().with_transform(lambda rows: {"text": ["fox"] * len(rows["text"]), **codes(rows)})
+    trainer = tiny_trainer(tmp_path, rows, text_dropout=0.0)
+    trainer.train()
+    assert trainer.train_dataset[0]["prompt"] == "fox"
+
+
+def codes(rows: dict[str, list]) -> dict[str, list]:
+    return {"codes": rows["codes"]}
+
+
 def test_official_settings_are_the_defaults(tmp_path):
     args = type(tiny_arguments(tmp_path))(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert (args.learning_rate, args.warmup_steps, args.weight_decay, args.max_grad_norm) == (5e-4, 5000, 0.1, 0.5)

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from tiny_training import EVERYTHING, picture_dataset, tiny_arguments, tiny_trainer
+from tiny_training import EVERYTHING, gradient_pictures, picture_dataset, tiny_arguments, tiny_trainer
+from torch.utils.data import ConcatDataset, Subset
 
 from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers import TokenFlowTrainer
@@ -414,6 +416,32 @@ def test_reconstructions_reach_other_trackers(tmp_path, library):
     assert sent == [{"eval": (tmp_path / "eval-7.png").read_bytes(), "train/global_step": 7}]
 
 
+def test_rows_of_pictures_are_taken_as_they_come(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": gradient_pictures(4)}, features=features)
+    stream = rows.to_iterable_dataset()
+    made = rows.with_transform(lambda batch: {"pixel_values": [torch.zeros(3, 32, 32) for _ in batch["image"]]})
+    turned = rows.with_transform(lambda batch: {"image": [picture.rotate(90) for picture in batch["image"]]})
+    for name, train_dataset in {"rows": rows, "stream": stream, "made": made, "turned": turned}.items():
+        args = tiny_arguments(tmp_path / name, max_steps=1)
+        trainer = TokenFlowTrainer(
+            tiny_model("clip"), args, train_dataset=train_dataset, eval_dataset={"some": rows, "others": stream}
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert metrics["eval_some_psnr"] == pytest.approx(metrics["eval_others_psnr"])
+        assert trainer.evaluate(turned)["eval_psnr"] > 0
+    assert trainer.train_dataset.transform.train and not trainer.eval_dataset["some"].transform.train
+
+
+def test_parts_of_datasets_are_told_the_epoch(tmp_path):
+    parts = [picture_dataset(4, seed=seed) for seed in range(3)]
+    trainer = tiny_trainer(tmp_path, num_train_epochs=2, max_steps=-1)
+    trainer.train_dataset = ConcatDataset([Subset(ConcatDataset(parts[:2]), [0, 5]), parts[2]])
+    trainer.train()
+    assert [part.generator(0).random() for part in parts] == [random.Random("0-1-0").random()] * 3
+
+
 def test_training_lowers_the_loss(tmp_path):
     trainer = tiny_trainer(tmp_path, max_steps=30, learning_rate=3e-3, per_device_train_batch_size=8)
     trainer.train()
@@ -439,7 +467,10 @@ def test_bf16_trains_with_the_discriminator_in_full_precision(tmp_path):
     "changes, message",
     [
         ({"trainable_parts": ["decoder"]}, "no parameters begin with decoder; the model's parts are pixel_decoder"),
+        ({"trainable_parts": "decoder"}, "no parameters begin with decoder; the model's parts are pixel_decoder"),
         ({"trainable_parts": []}, "nothing would be trained"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1; got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1; got 0"),
         ({"part_learning_rates": {"semantic": 1.0, "vision": 1.0}}, "no parameters begin with vision"),
         ({"part_learning_rates": "semantic_encoder"}, "must map prefixes to rates"),
         ({"perceptual_loss": "vgg"}, "unknown perceptual loss 'vgg'"),

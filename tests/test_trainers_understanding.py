@@ -347,6 +347,20 @@ def test_rows_are_evaluated_as_those_of_the_constructor(tmp_path):
     assert trainer.predict(message_rows(5)).metrics["test_loss"] == expected
 
 
+def test_examples_without_answers_count_for_nothing(tmp_path):
+    silent = {"input_ids": [1, 2, 3, 4], "labels": [4, *[IGNORED] * 3]}  # nothing predicts the first token
+    spoken = {**silent, "labels": [IGNORED, 2, 3, 4]}
+    trainer = tiny_trainer(tmp_path, [silent] * 4, logged_answers=2, max_steps=1)
+    expected = trainer.evaluate([spoken])
+    metrics = trainer.evaluate([silent, spoken, silent])
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"])
+    assert (tmp_path / "answers" / "eval-0.txt").read_text(encoding="utf-8").count("→") == 1
+    with pytest.raises(ValueError, match="no token of an answer"):
+        trainer.evaluate([silent])
+    trainer.train()
+    assert logged(trainer)[0]["loss"] == 0
+
+
 def test_nothing_to_evaluate(tmp_path):
     trainer = tiny_trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8)
     with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch"):
@@ -415,6 +429,15 @@ def test_lengths_of_drawn_questions_are_found_by_reading(tmp_path):
     assert len(logged(trainer)) == 1
 
 
+def test_examples_may_be_made_by_a_transform(tmp_path):
+    examples = [tiny_trainer(tmp_path).train_dataset[index] for index in range(4)]
+    rows = datasets.Dataset.from_dict({"index": list(range(4)), "messages": [[]] * 4}).with_transform(
+        lambda rows: {name: [examples[index][name] for index in rows["index"]] for name in ("input_ids", "labels")}
+    )
+    trainer = tiny_trainer(tmp_path, rows)
+    assert trainer.train_dataset is rows
+
+
 # ---- Adapters ----
 
 
@@ -444,6 +467,8 @@ def test_adapters_are_trained_saved_and_loaded(base, tmp_path):
     assert any("projector" in name for name in saved) and not any("tokenizer" in name for name in saved)
     again = tiny_trainer(tmp_path / "again", model=TokenFlowForConditionalGeneration.from_pretrained(tmp_path))
     assert again.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    again.train()
+    assert again.evaluate()["eval_loss"] < expected
 
 
 def test_adapters_resume_bit_for_bit(base, tmp_path):

@@ -33,8 +33,10 @@ class CommonTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The data collator decides what is kept."})
 
     def __post_init__(self) -> None:
+        self._check_counts("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         super().__post_init__()
         self._check_probabilities("ema_decay")
+        self._make_lists("trainable_parts")
         if self.ema_decay > 0 and self.load_best_model_at_end and self.save_only_model:
             raise ValueError(
                 "load_best_model_at_end needs the averaged weights (ema_decay), which save_only_model does not save"
@@ -46,6 +48,16 @@ class CommonTrainingArguments(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs: start one per GPU with `accelerate launch`, or show it a single "
                 "one with CUDA_VISIBLE_DEVICES"
             )
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+
+    def _make_lists(self, *names: str) -> None:
+        for name in names:
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
 
     def _check_probabilities(self, *names: str) -> None:
         for name in names:
@@ -116,6 +128,7 @@ class AdapterTrainingArguments(CommonTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._make_lists("lora_modules_to_save")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative; got {self.lora_rank}")
         if self.lora_modules_to_save and self.lora_rank == 0:
@@ -194,6 +207,4 @@ class UnderstandingTrainingArguments(AdapterTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_length", "turns_per_conversation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        self._check_counts("max_length", "turns_per_conversation")

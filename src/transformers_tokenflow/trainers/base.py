@@ -16,17 +16,17 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from ..commands import one_line
 from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
 from .averaging import AveragedWeights
-from .data import SeededDataset
+from .data import seeded_datasets
 from .optimizers import MuonWithAdamW, layer_matrices
 from .parameters import check_prefixes, not_finite, parameter_groups, trained_parameters
 from .sharding import check_settings, own_class, reshard, saved_whole, set_up_sharding
@@ -39,6 +39,9 @@ EXTRA_STATE_NAME = "tokenflow_trainer.pt"
 MEASUREMENTS_PER_LOG = 10
 # What Trainer takes, and the package's trainers, with losses and evaluations of their own, would ignore.
 REFUSED_ARGUMENTS = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
+# What of a configuration says how it was saved, and what Trainer sets in it.
+NO_SETTINGS = {"architectures", "auto_map", "dtype", "transformers_version"}
+NO_SETTINGS |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
 
 # Options of Trainer's optimizers that take no groups of parameters: GaLore and APOLLO, LOMO, layer-wise ones.
 OWN_PARAMETERS = {"params", "model", "optimizer_dict"}
@@ -57,8 +60,8 @@ class _StepCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
-        if isinstance(self.trainer.train_dataset, SeededDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
+        for dataset in seeded_datasets(self.trainer.train_dataset):
+            dataset.set_epoch(int(state.epoch))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step()
@@ -329,6 +332,7 @@ class BaseTrainer(StreamTrainer):
             torch.save(state, Path(output_dir, EXTRA_STATE_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_configuration(self.accelerator.unwrap_model(self.model).config, resume_from_checkpoint)
         with damage_named(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -373,6 +377,36 @@ def check_evaluated(count: int) -> None:
     """Raise a ValueError where an evaluation has seen no example."""
     if count == 0:
         raise ValueError("nothing to evaluate: the dataset is empty, or dataloader_drop_last leaves no batch of it")
+
+
+def check_configuration(config: PreTrainedConfig, checkpoint: str) -> None:
+    """
+    Raises:
+        ValueError: the model of a checkpoint, if it is no adapters, had another configuration.
+    """
+    if Path(checkpoint, CONFIG_NAME).is_file():
+        own, other = (
+            json.loads(each.to_json_string(use_diff=False))
+            for each in (config, type(config).from_pretrained(checkpoint))
+        )
+        if names := different_fields(own, other):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(
+                f"{checkpoint} comes from a model with other settings ({', '.join(names[:5])}{more}): choose another "
+                "output_dir to train with these"
+            )
+
+
+def different_fields(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what makes two configurations different models."""
+    names = []
+    for name in sorted((one.keys() | other.keys()) - NO_SETTINGS):
+        values = one.get(name), other.get(name)
+        if all(isinstance(value, dict) for value in values):
+            names += different_fields(*values, prefix=f"{prefix}{name}.")
+        elif values[0] != values[1]:
+            names.append(f"{prefix}{name}")
+    return names
 
 
 def load_extra_state(checkpoint: str) -> dict[str, Any]:

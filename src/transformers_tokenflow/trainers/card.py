@@ -96,7 +96,7 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
         "learning rate": f"{args.learning_rate:g}, {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}",
         "precision": precision,
         "averaged weights": f"decay {args.ema_decay:g}" if args.ema_decay > 0 else "",
-        "adapters": f"LoRA of rank {args.lora_rank}" if getattr(args, "lora_rank", 0) > 0 else "",
+        "adapters": describe_adapters(trainer.accelerator.unwrap_model(trainer.model)),
         "trained parts": ", ".join(args.trainable_parts or ()),
         "seed": str(args.seed),
         "last figures": describe_figures(trainer.state.log_history),
@@ -104,6 +104,12 @@ def describe_training(trainer: Trainer, data: list[str]) -> dict[str, str]:
         f"torch {torch.__version__}",
     }
     return {label: value for label, value in rows.items() if value}
+
+
+def describe_adapters(model: Any) -> str:
+    """Which LoRA adapters a model has, if it has any."""
+    configs = getattr(model, "peft_config", {}).values()
+    return ", ".join(f"LoRA of rank {config.r}" for config in configs if hasattr(config, "r"))
 
 
 def optimizer_name(trainer: Trainer) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..configuration_tokenflow import TokenFlowConfig
-from .data import PictureTransform, SeededDataset, column_names, read_picture, read_streamed_picture
+from .data import PictureTransform, SeededDataset, column_names, read_picture, read_streamed_picture, undecoded_column
 from .streams import SHUFFLE_BUFFER, ExampleStream
 
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -145,7 +145,7 @@ class CaptionedPictureDataset(SeededDataset):
         image_column: str = "image",
     ) -> None:
         super().__init__(seed)
-        self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self.dataset = undecoded_column(dataset, image_column)
         self.captions, self.transform = captions, transform
         self.text_column, self.image_column = text_column, image_column
 
@@ -197,8 +197,8 @@ def captioned(
         if name not in columns:
             raise ValueError(f"the dataset has no column {name!r}; its columns are {', '.join(columns)}")
     if isinstance(dataset, datasets.IterableDataset):
-        if source != "codes" and dataset.features is not None:  # after `map` nothing says what is in a column
-            dataset = dataset.cast_column(source, datasets.Image(decode=False))
+        if source != "codes":
+            dataset = undecoded_column(dataset, source)
         make_example = CaptionedExample(config, captions, transform, text_column, source)
         dataset = dataset.select_columns([text_column, source])
         return ExampleStream(dataset, make_example, seed, shuffle_buffer, captions.train)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..commands import counted
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from .conversation_rows import Messages, RowReader, count_places, naming_row, undecoded
-from .data import SeededDataset, column_names
+from .data import SeededDataset, column_names, has_transform
 from .streams import ExampleStream, Unusable, unusable_if_broken
 
 logger = logging.get_logger(__name__)
@@ -260,6 +260,10 @@ def conversations(
     Raises:
         ValueError: a column is missing, a row can't be used, or the processor does not fit the model.
     """
+    if has_transform(dataset):
+        raise ValueError(
+            "rows of `with_transform` are no conversations: make them with `map`, or make input_ids of them"
+        )
     columns = column_names(dataset)
     tokenizer_config: Any = config.tokenizer_config
     reader = RowReader(columns, tokenizer_config, processor.image_processor, processor.image_token, turns, image_folder)

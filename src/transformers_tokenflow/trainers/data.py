@@ -4,6 +4,7 @@
 import math
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +90,31 @@ class SeededDataset(Dataset):
         return random.Random(f"{self.seed}-{self._epoch.item()}-{index}")
 
 
+def seeded_datasets(dataset: Any) -> Iterator[SeededDataset]:
+    """The datasets with such randomness that a dataset is, or is made of, as torch's `Subset` and `ConcatDataset`."""
+    if isinstance(dataset, SeededDataset):
+        yield dataset
+    parts = [dataset.dataset] if hasattr(dataset, "dataset") else getattr(dataset, "datasets", ())
+    for part in parts:
+        yield from seeded_datasets(part)
+
+
+def has_transform(dataset: Any) -> bool:
+    """Whether a dataset's rows are what a function of `with_transform` makes of them."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+
+
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Names of the columns, which of a stream may have to be read off its first row."""
-    return dataset.column_names or list(next(iter(dataset)))
+    """Names of the columns, which of a stream, and of what a function makes of rows, have to be read off the first."""
+    names = None if has_transform(dataset) else dataset.column_names
+    return names or list(next(iter(dataset), {}))
+
+
+def undecoded_column(dataset: Any, column: str) -> Any:
+    """Rows whose pictures are not decoded, unless a function takes them, or nothing says what is in the columns."""
+    if has_transform(dataset) or dataset.features is None:
+        return dataset
+    return dataset.cast_column(column, datasets.Image(decode=False))
 
 
 class PictureDataset(SeededDataset):
@@ -106,8 +129,7 @@ class PictureDataset(SeededDataset):
         self, dataset: datasets.Dataset, transform: PictureTransform, seed: int = 0, column: str = "image"
     ) -> None:
         super().__init__(seed)
-        self.dataset, self.transform = dataset.cast_column(column, datasets.Image(decode=False)), transform
-        self.column = column
+        self.dataset, self.transform, self.column = undecoded_column(dataset, column), transform, column
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -148,11 +170,17 @@ def read_picture(
         raise ValueError(f"row {index}: {error}") from error
 
 
-def stream_pictures(
-    dataset: datasets.IterableDataset, transform: PictureTransform, seed: int, column: str, shuffle_buffer: int
-) -> ExampleStream:
-    """The same for a streamed dataset: for training shuffled and without end, for evaluation as it is."""
-    dataset = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+def pictures_of(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    transform: PictureTransform,
+    seed: int = 0,
+    column: str = "image",
+    shuffle_buffer: int = SHUFFLE_BUFFER,
+) -> PictureDataset | ExampleStream:
+    """Pictures of rows, see [`load_pictures`]; a stream's for training shuffled and without end, or once as it is."""
+    if not isinstance(dataset, datasets.IterableDataset):
+        return PictureDataset(dataset, transform, seed, column)
+    dataset = undecoded_column(dataset, column).select_columns([column])
     return ExampleStream(dataset, PictureExample(transform, column), seed, shuffle_buffer, transform.train)
 
 
@@ -188,9 +216,7 @@ def load_pictures(
         ValueError: there is no such column, nothing is left, or a stream is to be limited.
     """
     dataset = load_rows(path, [column], split, streaming, seed, limits, take, **kwargs)
-    if streaming:
-        return stream_pictures(dataset, transform, seed, column, shuffle_buffer)
-    return PictureDataset(dataset, transform, seed, column)
+    return pictures_of(dataset, transform, seed, column, shuffle_buffer)
 
 
 def load_rows(

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Which of a model's parameters are trained, and how fast; adapters that are trained in place of them."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -83,21 +84,30 @@ def trained_parameters(model: nn.Module) -> nn.ParameterList:
     return nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
-def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None) -> nn.Module:
+def adapt(model: nn.Module, rank: int, modules_to_save: list[str] | None) -> nn.Module:
     """
-    The model with LoRA adapters (arXiv 2106.09685) on attention and MLP of every layer of its language model, and the
-    rest frozen.
+    What is trained of a model: the adapters that it has, new ones if it has none, or for rank 0 the model as it is.
 
     Args:
         model: the generator or the understanding model, which is changed.
-        rank: of the adapters, which count twice as much as they say (alpha is 2 · rank).
+        rank: of the adapters; of those that it has, 0 is any.
         modules_to_save: names of modules that are trained in full, such as `projector`.
 
     Raises:
-        ValueError: there is no module of a name.
+        ValueError: the model has other adapters, or there is no module of a name.
         ImportError: peft is not installed.
     """
-    from peft import LoraConfig, get_peft_model
+    if getattr(model, "peft_config", None):
+        return continue_adapters(model, rank, modules_to_save)
+    return add_adapters(model, rank, modules_to_save) if rank > 0 else model
+
+
+def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None) -> nn.Module:
+    """
+    The model with LoRA adapters (arXiv 2106.09685) on attention and MLP of every layer of its language model, and the
+    rest frozen. They count twice as much as they say (alpha is 2 · rank).
+    """
+    from peft import LoraConfig
 
     names = [name for name, _ in model.named_modules()]
     if unknown := [name for name in modules_to_save or () if not any(f".{own}".endswith(f".{name}") for own in names)]:
@@ -109,8 +119,41 @@ def add_adapters(model: nn.Module, rank: int, modules_to_save: list[str] | None)
         target_modules=r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
         modules_to_save=modules_to_save,
     )
-    adapted = get_peft_model(model, config)
+    return wrap(model, config)
+
+
+def continue_adapters(model: Any, rank: int, modules_to_save: list[str] | None) -> nn.Module:
+    """The model with the adapters that `from_pretrained` or peft has given it, which are trained on."""
+    from peft import PeftModel
+
+    if len(model.peft_config) != 1:
+        raise ValueError(f"the model has several adapters, {', '.join(model.peft_config)}: load it with one of them")
+    ((name, config),) = model.peft_config.items()
+    own_rank, own_modules = getattr(config, "r", 0), config.modules_to_save or []
+    if rank not in (0, own_rank) or set(modules_to_save or own_modules) != set(own_modules):
+        raise ValueError(
+            f"the model has adapters already, lora_rank={own_rank} and lora_modules_to_save={own_modules}: leave both "
+            "out to train these on, or merge them into the model (peft's `merge_and_unload`) to train new ones"
+        )
+    if not isinstance(model, PeftModel):  # `from_pretrained` puts them right into the layers
+        state = model.state_dict()
+        del model.peft_config
+        model._hf_peft_config_loaded, model._weight_conversions = False, None  # else, merged, it would save as adapters
+        wrapped = wrap(model, config, name)
+        model.load_state_dict(state)  # peft has begun them anew
+        model = wrapped
+    model.set_adapter(name)  # of what was loaded to be used alone, nothing is trained
+    return model
+
+
+def wrap(model: nn.Module, config: Any, name: str = "default") -> Any:
+    """The model with new adapters of a configuration, which load from wherever they are used."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # where adapters that the layers have are wrapped
+        adapted = get_peft_model(model, config, name)
     base = str(model.name_or_path)  # of a new model, which is nowhere to be loaded from, it is empty
-    if base and Path(base).is_dir():  # so that the adapters load from wherever they are used
+    if base and Path(base).is_dir():
         config.base_model_name_or_path = str(Path(base).resolve())
     return adapted

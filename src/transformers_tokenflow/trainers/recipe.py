@@ -42,7 +42,7 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
         overrides: dotted keys to values, such as `{"training.max_steps": 20}`, or whole sections, `{"evaluation": {}}`.
 
     Raises:
-        ValueError: the file has unknown sections, or lacks one that is needed.
+        ValueError: the file has unknown sections, or lacks one that is needed, or a key leads into what is no section.
     """
     recipe = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
     if (
@@ -55,11 +55,7 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
             f"got {sorted(recipe) if isinstance(recipe, dict) else type(recipe).__name__}"
         )
     for dotted, value in (overrides or {}).items():
-        *parents, name = dotted.split(".")
-        section = recipe
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[name] = value
+        set_value(recipe, dotted, value)
     for name in ("model", "data", "training"):
         if not isinstance(recipe[name], dict):
             raise ValueError(f"{path} must hold settings under {name}; got {recipe[name]!r}")
@@ -69,6 +65,22 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
             f"{path} must hold settings of data by name under evaluation, {{NAME: {{...}}}}; got {evaluation}"
         )
     return recipe
+
+
+def set_value(recipe: dict[str, Any], dotted: str, value: Any) -> None:
+    """
+    Set what a dotted key says.
+
+    Raises:
+        ValueError: it leads into what is no section.
+    """
+    *parents, name = dotted.split(".")
+    section = recipe
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"{dotted} can't be set: {parent} is {section!r}, and holds no settings")
+    section[name] = value
 
 
 def make_config(section: dict[str, Any]) -> TokenFlowConfig:

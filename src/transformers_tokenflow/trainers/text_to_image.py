@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
 
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
 from ..quantization_tokenflow import prefix_lengths
@@ -20,7 +20,7 @@ from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .data import column_names
-from .parameters import add_adapters, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable, trained_parameters
 from .pictures import log_picture
 from .sharding import check_encoding
 
@@ -46,7 +46,7 @@ class TextToImageTrainer(BaseTrainer):
     Averaged weights, if there are any, are those of trained parameters alone, and part of every checkpoint.
 
     Args:
-        model: the generator.
+        model: the generator. Adapters that it was loaded with are trained on, and nothing else.
         args: [`TextToImageTrainingArguments`].
         train_dataset, eval_dataset: `datasets` with the columns `text` (a text, or a list of texts of which one is
             drawn) and `codes` or `image`; or anything whose examples have `prompt` and `codes` (L,) or
@@ -55,8 +55,8 @@ class TextToImageTrainer(BaseTrainer):
         kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: there is no processor, a setting names a part that the model does not have or would be ignored, or
-            a dataset does not fit the model.
+        ValueError: there is no processor, the model has other adapters than are asked for, a setting names a part that
+            the model does not have or would be ignored, or a dataset does not fit the model.
         ImportError: adapters are asked for, and peft is not installed.
     """
 
@@ -77,11 +77,9 @@ class TextToImageTrainer(BaseTrainer):
                 f"coarse_scales must lie between 1 and the {len(self.tokenizer_config.scales)} scales; "
                 f"got {args.coarse_scales}"
             )
-        check_sample_options(model, args.sample_options or {})
+        check_sample_options(unwrap_peft_model(model), args.sample_options or {})
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
-        trained: nn.Module = model
-        if args.lora_rank > 0:
-            trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
         varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
         if isinstance(eval_dataset, dict):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
@@ -15,6 +16,7 @@ from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
 from .base import BaseTrainer, check_evaluated, load_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
+from .data import PictureTransform, column_names, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
 from .parameters import select_trainable
@@ -38,8 +40,9 @@ class TokenFlowTrainer(BaseTrainer):
         model: the tokenizer.
         args: [`TokenFlowTrainingArguments`].
         teacher: target of the semantic decoder, which is frozen without one.
-        kwargs: of `transformers.Trainer`, but for losses and metrics. Datasets give `pixel_values` (3, H, H) in
-            [-1, 1].
+        train_dataset, eval_dataset: `datasets` with the column `image`, of which training takes random crops; or
+            anything whose examples have `pixel_values` (3, H, H) in [-1, 1], such as [`load_pictures`] gives.
+        kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
         ValueError: a setting contradicts another, names a part that the model does not have, or would be ignored.
@@ -47,7 +50,13 @@ class TokenFlowTrainer(BaseTrainer):
     """
 
     def __init__(
-        self, model: TokenFlowModel, args: TokenFlowTrainingArguments, teacher: Teacher | None = None, **kwargs: Any
+        self,
+        model: TokenFlowModel,
+        args: TokenFlowTrainingArguments,
+        teacher: Teacher | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
     ):
         select_trainable(model, args.trainable_parts)
         if teacher is None and model.semantic_decoder is not None:
@@ -56,7 +65,13 @@ class TokenFlowTrainer(BaseTrainer):
             raise ValueError(
                 "adaptive_adversarial_weight needs the gradient of pixel_decoder.conv_out, which is frozen"
             )
-        super().__init__(model=model, args=args, **kwargs)
+        common = model.config.image_size, args.seed
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
+        else:
+            eval_dataset = as_examples(eval_dataset, *common)
+        train_dataset = as_examples(train_dataset, *common, train=True)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         check_tokenizer_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         model.quantizer.mean_assignment = mean_over_processes  # type: ignore[method-assign, assignment]
         self.adversary = self._create_adversary() if args.adversarial_weight > 0 else None
@@ -64,6 +79,10 @@ class TokenFlowTrainer(BaseTrainer):
         self.codes_used = torch.zeros(model.config.codebook_size, dtype=torch.bool, device=args.device)
         self._codes_logged = torch.zeros_like(self.codes_used)
         self._pictures: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def _evaluation_examples(self, dataset: Any) -> Any:
+        """As of the datasets that the trainer is made with."""
+        return as_examples(dataset, self.accelerator.unwrap_model(self.model).config.image_size, self.args.seed)
 
     # ---- Setting up ----
 
@@ -263,3 +282,10 @@ class TokenFlowTrainer(BaseTrainer):
         state = super().load_extra_state(checkpoint)
         self.codes_used.copy_(state["codes_used"])
         return state
+
+
+def as_examples(dataset: Any, size: int, seed: int, train: bool = False) -> Any:
+    """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
+    names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
+    is_raw = "image" in names and "pixel_values" not in names
+    return pictures_of(dataset, PictureTransform(size, train), seed) if is_raw else dataset

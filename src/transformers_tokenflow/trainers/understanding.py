@@ -20,7 +20,7 @@ from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
-from .parameters import add_adapters, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable, trained_parameters
 from .pictures import log_text
 from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
@@ -36,7 +36,7 @@ class UnderstandingTrainer(BaseTrainer):
     frozen. Averaged weights, if there are any, are those of trained parameters alone, and part of every checkpoint.
 
     Args:
-        model: the understanding model.
+        model: the understanding model. Adapters that it was loaded with are trained on, and nothing else.
         args: [`UnderstandingTrainingArguments`].
         train_dataset, eval_dataset: `datasets` of rows as [`conversations`] takes them; or anything whose examples have
             `input_ids` and `labels` (T,) and, of pictures, `image_codes` (n, L) or `pixel_values` (n, 3, H, H).
@@ -44,8 +44,8 @@ class UnderstandingTrainer(BaseTrainer):
         kwargs: of `transformers.Trainer`, but for losses and metrics.
 
     Raises:
-        ValueError: there is no processor, a setting names a part that the model does not have or would be ignored, or
-            a dataset does not fit the model.
+        ValueError: there is no processor, the model has other adapters than are asked for, a setting names a part that
+            the model does not have or would be ignored, or a dataset does not fit the model.
         ImportError: adapters are asked for, and peft is not installed.
     """
 
@@ -62,9 +62,7 @@ class UnderstandingTrainer(BaseTrainer):
     ):
         if processing_class is None:
             raise ValueError("UnderstandingTrainer needs processing_class, the processor with the chat template")
-        trained: nn.Module = model
-        if args.lora_rank > 0:
-            trained = add_adapters(model, args.lora_rank, args.lora_modules_to_save)
+        trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
         common = processing_class, model.config, args
         with args.main_process_first(desc="tokenising conversations"):
@@ -130,7 +128,7 @@ class UnderstandingTrainer(BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The mean cross-entropy of answers' tokens, over the whole step where their number is given."""
+        """The mean cross-entropy of answers' tokens, 0 of none, over the whole step where their number is given."""
         logits, targets = self.answer_logits(model, inputs)
         losses = self.token_losses(logits, targets, self.args.label_smoothing_factor)
         if model.training and self.is_measured():
@@ -141,7 +139,7 @@ class UnderstandingTrainer(BaseTrainer):
         else:
             # Every device's loss is divided by the tokens of all, and their gradients are averaged afterwards.
             devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = devices * losses.sum() / num_items_in_batch
+            loss = devices * losses.sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def answer_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,6 +204,8 @@ class UnderstandingTrainer(BaseTrainer):
                     sums[name] += value.sum().item()
             self._log_answers(dataloader.dataset, metric_key_prefix)
         check_evaluated(count)
+        if sums["tokens"] == 0:
+            raise ValueError("nothing to evaluate: the dataset has no token of an answer, that is a label but -100")
         metrics = {
             f"{metric_key_prefix}_loss": sums["loss"] / sums["tokens"],
             f"{metric_key_prefix}_token_accuracy": sums["right"] / sums["tokens"],
@@ -228,8 +228,9 @@ class UnderstandingTrainer(BaseTrainer):
         """Log what the model answers to the first questions of conversations all over the dataset."""
         if self.args.logged_answers > 0 and self.is_generating() and has_length(dataset):
             count = min(self.args.logged_answers, len(dataset))
-            lines = [self.answer(dataset[index * len(dataset) // count]) for index in range(count)]
-            if self.is_world_process_zero():
+            examples = (dataset[index * len(dataset) // count] for index in range(count))
+            lines = [self.answer(example) for example in examples if has_answer(example)]
+            if lines and self.is_world_process_zero():
                 folder, callbacks = Path(self.args.output_dir, "answers"), self.callback_handler.callbacks
                 log_text(prefix, "\n".join(lines), self.state.global_step, folder, callbacks)
 
@@ -252,6 +253,11 @@ class UnderstandingTrainer(BaseTrainer):
         text = inputs["input_ids"][0, :start][~is_place.to(ids.device)]
         parts = (tokenizer.decode(part, skip_special_tokens=True) for part in (text, ids, labels[start:end]))
         return "{} → {} ({})".format(*(" ".join(part.split()) for part in parts))
+
+
+def has_answer(example: dict[str, Any]) -> bool:
+    """Whether any of an example's tokens is to be predicted, which the first one can't be."""
+    return bool((torch.as_tensor(example["labels"])[1:] != IGNORED).any())
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
