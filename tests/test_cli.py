@@ -447,7 +447,7 @@ class TestReconstruct:
         succeed("encode", own, codes, "--model", folder)
         source = {"reconstruct": [own, "--output"], "decode": [codes]}[command]
         message = fail(command, *source, own, "--model", folder)
-        assert "same.png is a picture of yours, and would be overwritten: name another folder" in message
+        assert "same.png is a picture of yours, and would be overwritten: write elsewhere" in message
         assert (own / "same.png").read_bytes() == before
         for _ in range(2):  # what the command itself has written it may write again
             succeed(command, *source, tmp_path / "out", "--model", folder)

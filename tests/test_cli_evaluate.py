@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -96,10 +97,24 @@ class TestReconstruction:
         assert report["pictures"] == 5 and list(report["codebook_utilization_per_scale"]) == ["1", "2", "4"]
         assert report["description"]["data"]["pictures"] == 6 and report["description"]["model"]["weights"]
         assert report["description"]["settings"]["preprocessing"]["size"] == {"shortest_edge": 32}
-        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "out.clusters.png").read_bytes().startswith(b"\x89PNG")
         rows = [json.loads(line) for line in (tmp_path / "out.records.jsonl").read_text().splitlines()]
         assert np.mean([row["psnr"] for row in rows if "psnr" in row]) == pytest.approx(report["metrics"]["psnr"])
         assert [row["name"] for row in rows if "unreadable" in row] == [f"{photos.as_posix()}/broken.png"]
+
+    def test_a_picture_of_the_plots_name_stays(self, tokenizer, photos, tmp_path):
+        own, plot = tmp_path / "out.png", tmp_path / "out.clusters.png"
+        for path in (own, plot):
+            shutil.copy(photos / "0.png", path)
+        arguments = ["reconstruction", "--data", own, "--model", tokenizer, "--output", tmp_path / "out.json"]
+        message = fail(*arguments)
+        assert "out.clusters.png is a picture of yours, and would be overwritten: write elsewhere" in message
+        assert plot.read_bytes() == (photos / "0.png").read_bytes() and not list(tmp_path.glob("*.json*"))
+        plot.unlink()
+        for _ in range(2):  # what the command itself has written it may write again
+            succeed(*arguments)
+            (tmp_path / "out.json").unlink()
+        assert own.read_bytes() == (photos / "0.png").read_bytes()
 
     def test_the_same_whatever_the_batches(self, tokenizer, photos, tmp_path):
         reports = []

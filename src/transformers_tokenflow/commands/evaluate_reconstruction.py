@@ -17,7 +17,7 @@ from ..evaluation.report import describe_model, evaluate, files_digest, names_di
 from . import CommandError, one_line
 from .evaluation import Advance, network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
-from .pictures import Source, read_batches
+from .pictures import Source, read_batches, refuse_others
 from .sources import find_sources
 from .tokenizers import Tokenizer, load_tokenizer
 
@@ -44,7 +44,7 @@ def evaluate_reconstruction(
 
     Args:
         data: picture files, parquet files and folders of both; or, with `split`, one dataset.
-        output: the JSON file; a PNG beside it shows the sizes of clusters.
+        output: the JSON file; beside it, `NAME.clusters.png` shows the sizes of clusters.
         model: folder or repository of the tokenizer.
         split: of the dataset, which may be of the Hub.
         column: of its pictures.
@@ -60,6 +60,8 @@ def evaluate_reconstruction(
     Raises:
         CommandError: something that is needed is not here, or is not what it should be.
     """
+    plot = output.with_name(f"{output.stem}.clusters.png")
+    refuse_others(plot)
     with processes(device) as state:
         tokenizer = load_tokenizer(model, device, dtype)
         sources, described = find_data(data, split, column, limit)
@@ -80,7 +82,7 @@ def evaluate_reconstruction(
             results = measures.summarize(records, sums)
             if not results["pictures"]:
                 raise EvaluationError(f"no picture of {', '.join(data)} could be read")
-            plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, output.with_suffix(".png"))
+            plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, plot)
             return {**results, "not_measured": networks.missing}
 
         return evaluate(output, description, state, work, summarize)

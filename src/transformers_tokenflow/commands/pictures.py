@@ -19,7 +19,7 @@ from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin
 from ..image_reading_tokenflow import open_picture, upright_size
 from . import CommandError, one_line
 
-# In every PNG that a command writes, so that it may be overwritten.
+# In the PNGs that commands write, so that they may be overwritten.
 MARK = ("Software", "transformers-tokenflow")
 READING_THREADS = 4
 BATCHES_AHEAD = 2
@@ -168,8 +168,7 @@ class FileNames:
             CommandError: a file of this name is there that no command wrote.
         """
         path = self.path_for(source)
-        if path.exists() and not is_written_here(path):
-            raise CommandError(f"{path} is a picture of yours, and would be overwritten: name another folder")
+        refuse_others(path)
         mark = PngInfo()
         mark.add_text(*MARK)
         picture.save(path, pnginfo=mark)
@@ -186,8 +185,14 @@ class FileNames:
         return self.folder / f"{name}.png"
 
 
+def refuse_others(path: Path) -> None:
+    """Raise a CommandError where a file is that no command wrote, and that a picture would overwrite."""
+    if path.exists() and not is_written_here(path):
+        raise CommandError(f"{path} is a picture of yours, and would be overwritten: write elsewhere")
+
+
 def is_written_here(path: Path) -> bool:
-    """Whether a file is a picture that `FileNames` saved."""
+    """Whether a file is a picture that a command wrote."""
     try:
         with Image.open(path) as picture:
             return picture.info.get(MARK[0]) == MARK[1]

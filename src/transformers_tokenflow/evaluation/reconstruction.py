@@ -12,6 +12,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+from ..commands.pictures import MARK
 from ..modeling_tokenflow import TokenFlowModel
 from .measures import CodebookUse, official_ssim, psnr, ssim
 from .parts import Record, Sums
@@ -172,4 +173,4 @@ def plot_cluster_sizes(counts: torch.Tensor, scales: Sequence[int], path: Path) 
     shares.set(ylim=(0, 100), ylabel="% used of the entries it could use")
     shares.set_title("by scale", fontsize=10)
     shares.tick_params(axis="x", labelrotation=60)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata=dict([MARK]))
