@@ -289,6 +289,23 @@ class TestUnderstanding:
         assert "pass --model" in fail("understanding", "--data", questions)
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "data", "output"),
+    [
+        ("reconstruction", "--data", "mine.json"),
+        ("generation", "--prompts", "mine"),
+        ("understanding", "--data", "mine.json"),
+    ],
+)
+def test_data_are_not_overwritten(evaluation, data, output, tmp_path):
+    """Before any model is loaded: there is none."""
+    mine = tmp_path / "mine.json"
+    mine.write_text('[{"question": "what?"}]')
+    message = fail(evaluation, data, mine, "--output", tmp_path / output, "--model", tmp_path / "nothing")
+    assert "mine.json holds no results of an evaluation, and would be overwritten: write elsewhere" in message
+    assert mine.read_text() == '[{"question": "what?"}]'
+
+
 class TestTwoProcesses:
     """As `accelerate launch` starts them."""
 

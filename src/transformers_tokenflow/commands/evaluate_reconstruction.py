@@ -13,11 +13,11 @@ from ..evaluation.data import DatasetPicture, describe_rows, load_rows
 from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
 from ..evaluation.parts import Parts, Record, Sums
 from ..evaluation.reconstruction import COUNTS, UNREADABLE, ReconstructionMeasures, plot_cluster_sizes
-from ..evaluation.report import describe_model, evaluate, files_digest, names_digest
+from ..evaluation.report import describe_model, evaluate, files_digest, names_digest, refuse_others
 from . import CommandError, one_line
 from .evaluation import Advance, network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
-from .pictures import Source, read_batches, refuse_others
+from .pictures import Source, read_batches, refuse_other_pictures
 from .sources import find_sources
 from .tokenizers import Tokenizer, load_tokenizer
 
@@ -61,8 +61,9 @@ def evaluate_reconstruction(
         CommandError: something that is needed is not here, or is not what it should be.
     """
     plot = output.with_name(f"{output.stem}.clusters.png")
-    refuse_others(plot)
     with processes(device) as state:
+        refuse_others(output)
+        refuse_other_pictures(plot)
         tokenizer = load_tokenizer(model, device, dtype)
         sources, described = find_data(data, split, column, limit)
         with state.local_main_process_first():  # who downloads

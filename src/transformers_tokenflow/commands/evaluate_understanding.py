@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..evaluation.data import describe_rows
 from ..evaluation.parts import Parts
-from ..evaluation.report import describe_model, evaluate
+from ..evaluation.report import describe_model, evaluate, refuse_others
 from ..evaluation.understanding import Answerer, answer_questions, load_questions, read_answers, summarize
 from . import CommandError
 from .describing import DEFAULT_MODEL
@@ -59,6 +59,7 @@ def evaluate_understanding(
     logging.disable_progress_bar()
     name = name_or_default(model, DEFAULT_MODEL)
     with processes(device) as state:
+        refuse_others(output)
         with state.local_main_process_first():  # who downloads
             rows = load_questions(data, config, split, columns, limit)
         answerer = Answerer.from_pretrained(name, find_device(device), getattr(torch, dtype))

@@ -168,7 +168,7 @@ class FileNames:
             CommandError: a file of this name is there that no command wrote.
         """
         path = self.path_for(source)
-        refuse_others(path)
+        refuse_other_pictures(path)
         mark = PngInfo()
         mark.add_text(*MARK)
         picture.save(path, pnginfo=mark)
@@ -185,7 +185,7 @@ class FileNames:
         return self.folder / f"{name}.png"
 
 
-def refuse_others(path: Path) -> None:
+def refuse_other_pictures(path: Path) -> None:
     """Raise a CommandError where a file is that no command wrote, and that a picture would overwrite."""
     if path.exists() and not is_written_here(path):
         raise CommandError(f"{path} is a picture of yours, and would be overwritten: write elsewhere")
