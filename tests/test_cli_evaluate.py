@@ -116,6 +116,15 @@ class TestReconstruction:
             (tmp_path / "out.json").unlink()
         assert own.read_bytes() == (photos / "0.png").read_bytes()
 
+    def test_its_own_plot_is_not_measured(self, tokenizer, photos, tmp_path):
+        folder = tmp_path / "photos"
+        shutil.copytree(photos, folder)
+        for name in ("one", "two"):
+            options = ["--model", tokenizer, "--output", folder / f"{name}.json"]
+            succeed("reconstruction", "--data", folder, *options)
+        one, two = read(folder / "one.json"), read(folder / "two.json")
+        assert two["description"]["data"] == one["description"]["data"] and two["metrics"] == one["metrics"]
+
     def test_the_same_whatever_the_batches(self, tokenizer, photos, tmp_path):
         reports = []
         for size in (1, 4):
