@@ -46,6 +46,14 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What is said while sources are looked for."""
+    said: list[str] = []
+    monkeypatch.setattr(sources.logger, "warning", said.append)
+    return said
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Pictures as `imagefolder` takes them: metadata in one folder, in a folder of it, and none in another."""
     root = tmp_path / "pictures"
@@ -116,6 +124,30 @@ def test_folders_keep_their_captions(folder, tmp_path, tokenizer):
     encode_pictures([folder], tmp_path / "codes.parquet", tokenizer, 2)
     texts = {name: row["text"] for name, row in rows_of(tmp_path / "codes.parquet").items()}
     assert texts == {"0.png": "zero", "1.png": "one, two", "2.png": None, "3.png": "three", "4.png": None}
+
+
+def test_files_are_named_as_datasets_takes_it(tmp_path, warnings):
+    names = {"./a.png": "a.png", "sub dir\\b.png": "sub dir/b.png", "sub dir/../c.png": "c.png"}
+    (tmp_path / "sub dir").mkdir()
+    for name in names.values():
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    lines = [{"file_name": name, "text": f"of {file}"} for name, file in names.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    known = {picture.name: picture.known for picture in find_sources([tmp_path], []).pictures}
+    assert known == {f"{tmp_path}/{file}": {"text": f"of {file}"} for file in names.values()}
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows["text"][:] == [f"of {file}" for file in names.values()] and not warnings
+
+
+def test_rows_without_a_picture(folder, warnings):
+    find_sources([folder], [])
+    assert not warnings
+    for name in ("0.png", "other/3.png"):
+        (folder / name).unlink()
+    find_sources([folder / "4.png"], [])
+    assert not warnings
+    find_sources([folder], [])
+    assert warnings == [f"of the metadata in {folder}, 2 rows match no picture there, such as that of {folder}/0.png"]
 
 
 def test_a_picture_alone_keeps_its_caption(folder, tmp_path, tokenizer):
@@ -193,9 +225,7 @@ def test_metadata_that_can_not_be_read(tmp_path, line):
     assert "\n" not in str(error.value)
 
 
-def test_metadata_of_which_nothing_is_kept(tmp_path, monkeypatch):
-    warnings: list[str] = []
-    monkeypatch.setattr(sources.logger, "warning", warnings.append)
+def test_metadata_of_which_nothing_is_kept(tmp_path, warnings):
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "an owl"}')
     find_sources([tmp_path], ["caption"])
