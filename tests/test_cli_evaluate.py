@@ -194,6 +194,13 @@ class TestReconstruction:
         report = read(tmp_path / "out.json")
         assert "rfid" not in report["metrics"] and report["not_measured"]["rfid"] == "no weights here"
 
+    def test_one_picture(self, tokenizer, photos, tmp_path):
+        arguments = ["reconstruction", "--data", photos / "0.png", "--model", tokenizer]
+        result = succeed(*arguments, "--output", tmp_path / "out.json")
+        assert "rfid was not measured: it takes at least two pictures" in result.stderr
+        report = read(tmp_path / "out.json")
+        assert "rfid" not in report["metrics"] and set(report["not_measured"]) == {"rfid", "lpips"}
+
     def test_mistakes(self, tokenizer, photos, tmp_path):
         def message(*data: object) -> str:
             return fail("reconstruction", "--model", tokenizer, "--output", tmp_path / "out.json", *data)
@@ -206,8 +213,9 @@ class TestReconstruction:
         assert "no weights here" in message("--data", photos, "--features", "inception")
         assert "the scorer no-such-clip can't be loaded" in message("--data", photos, "--features", "no-such-clip")
         assert "out.json.parts holds an unfinished evaluation of something else" in message("--data", photos)
-        card = ["--update-card", tmp_path / "nothing"]
-        assert "there is no folder" in message("--data", photos, "--output", tmp_path / "other.json", *card)
+        other = tmp_path / "other.json"
+        arguments = ["reconstruction", "--data", photos, "--model", tokenizer, "--output", other]
+        assert run(*arguments, "--update-card", tmp_path / "nothing").exit_code == 2 and not other.exists()
 
     def test_needs_the_extra(self, photos, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers_tokenflow.commands.evaluate_reconstruction", None)

@@ -32,7 +32,11 @@ Results = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="Takes so many, the first ones.", show_default="all")]
 UpdateCard = Annotated[
     Path | None,
-    typer.Option(help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results, too."),
+    typer.Option(
+        help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results, too.",
+        exists=True,
+        file_okay=False,
+    ),
 ]
 
 

@@ -84,7 +84,8 @@ def evaluate_reconstruction(
             if not results["pictures"]:
                 raise EvaluationError(f"no picture of {', '.join(data)} could be read")
             plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, plot)
-            return {**results, "not_measured": networks.missing}
+            missing = {} if "rfid" in results["metrics"] else {"rfid": "it takes at least two pictures"}
+            return {**results, "not_measured": {**missing, **networks.missing}}
 
         return evaluate(output, description, state, work, summarize)
 
