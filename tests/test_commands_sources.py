@@ -2,6 +2,7 @@
 """Encoding of pictures with what is known about them: parquet files, and folders with metadata."""
 
 import json
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -185,6 +186,66 @@ def test_interrupted_and_resumed_equals_whole(table, tmp_path, tokenizer, monkey
     report = encode_pictures([table], parts, tokenizer, 1, keep=["style"])
     assert (report.done_before, report.encoded) == (2, 3)
     assert pq.read_table(parts).equals(pq.read_table(whole))
+
+
+class TestChanges:
+    """Since pictures were encoded."""
+
+    @pytest.fixture
+    def codes(self, folder, tmp_path, tokenizer) -> Path:
+        path = tmp_path / "codes.parquet"
+        encode_pictures([folder], path, tokenizer, 2)
+        return path
+
+    @pytest.fixture
+    def warnings(self, monkeypatch) -> list[str]:
+        said: list[str] = []
+        monkeypatch.setattr(encoding.logger, "warning", said.append)
+        return said
+
+    def encode(self, folder: Path, codes: Path, tokenizer: Tokenizer) -> tuple[int, int]:
+        report = encode_pictures([folder], codes, tokenizer, 2)
+        return report.encoded, report.done_before
+
+    def test_a_picture(self, folder, codes, tokenizer, warnings):
+        before, later = rows_of(codes), codes.stat().st_mtime_ns + 10**9
+        Image.new("RGB", (32, 40), "red").save(folder / "4.png")
+        os.utime(folder / "4.png", ns=(later, later))
+        assert self.encode(folder, codes, tokenizer) == (1, 4)
+        assert warnings == [f"encoding 1 picture of {codes} anew: files, or columns that are kept, have changed"]
+        after = rows_of(codes)
+        assert len(pq.read_table(codes)) == 5
+        assert after["4.png"]["codes"] != before.pop("4.png")["codes"] and after.pop("4.png")["width"] == 32
+        assert after == before
+        os.utime(codes, ns=(later, later))
+        assert self.encode(folder, codes, tokenizer) == (0, 5)
+
+    def test_a_caption(self, folder, codes, tokenizer, warnings):
+        before = rows_of(codes)
+        (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "null"}')
+        assert self.encode(folder, codes, tokenizer) == (2, 3)
+        after = rows_of(codes)
+        assert {name for name in after if after[name] != before[name]} == {"0.png", "3.png"}
+        assert after["0.png"]["text"] == "null" and after["3.png"]["text"] is None
+        assert self.encode(folder, codes, tokenizer) == (0, 5) and len(warnings) == 1
+
+    def test_a_table(self, table, tmp_path, tokenizer, warnings):
+        codes = tmp_path / "codes.parquet"
+        for expected in ((5, 0), (0, 5), (5, 0)):
+            report = encode_pictures([table], codes, tokenizer, 2)
+            assert (report.encoded, report.done_before) == expected
+            if report.done_before:
+                later = codes.stat().st_mtime_ns + 10**9
+                os.utime(table, ns=(later, later))
+        assert len(warnings) == 1 and "encoding 5 pictures" in warnings[0] and len(pq.read_table(codes)) == 5
+
+    def test_what_is_gone(self, folder, codes, tokenizer, warnings):
+        (folder / "inner" / "2.png").unlink()
+        assert self.encode(folder, codes, tokenizer) == (0, 4)
+        (warning,) = warnings
+        assert f"has codes of pictures that are gone (1, such as {folder}/inner/2.png)" in warning
+        encode_pictures([folder / "0.png"], codes, tokenizer, 2)
+        assert len(warnings) == 1  # what is gone is none of these
 
 
 def test_other_columns_can_not_be_added(table, tmp_path, tokenizer):

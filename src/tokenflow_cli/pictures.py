@@ -122,7 +122,8 @@ def encode(
     Captions are kept as the column text: those of parquet files, and of a folder's metadata.jsonl or metadata.csv.
 
     What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
-    command goes on from there. Pictures that can't be read are listed and left out.
+    command goes on from there. Pictures that changed since are encoded anew. Pictures that can't be read are listed and
+    left out.
 
     On several devices: accelerate launch -m transformers_tokenflow.cli encode ... Its processes share out the pictures;
     after an interruption there may be more of them, or fewer.
