@@ -296,6 +296,15 @@ class TestUnderstanding:
         assert [row["answers"] for row in rows] == [["yes"], ["no", "no"], ["green", "lime"]]
         assert all(isinstance(row["prediction"], str) for row in rows)
 
+    def test_one_row_that_can_not_be_read(self, talker, questions, tmp_path):
+        rows = datasets.Dataset.from_parquet(str(questions), cache_dir=str(tmp_path / "cache"))
+        rows = datasets.Dataset.from_list([*rows, {"image": None, "question": "what?", "answers": None}], rows.features)
+        rows.to_parquet(tmp_path / "more.parquet")
+        options = ["--model", talker, "--output", tmp_path / "out.json", "--max-new-tokens", 3]
+        result = succeed("understanding", "--data", tmp_path / "more.parquet", *options)
+        assert "left out 1 question that could not be read:\n  00000003: the row has no picture" in result.stderr
+        assert read(tmp_path / "out.json")["questions"] == 3
+
     def test_mistakes(self, talker, tokenizer, questions, tmp_path, monkeypatch):
         arguments = ["understanding", "--data", questions, "--model", talker, "--output", tmp_path / "out.json"]
         assert "must say where the {question} goes" in fail(*arguments, "--prompt", "what?")

@@ -196,7 +196,7 @@ def show_results(report: dict[str, Any], output: Path, card: Path | None, as_jso
     show(as_json, report, table, *judges, f"the results are in {output}")
     for name, reason in report.get("not_measured", {}).items():
         say(f"{name} was not measured: {reason}")
-    report_failures(report.get("unreadable", {}))
+    report_failures(report.get("unreadable", {}), "question" if "questions" in report else "picture")
     if card is not None:
         for path in load_commands("evaluation").write_card(card, report):
             say(f"{path} has them, too", error_console if as_json else console)

@@ -11,8 +11,8 @@ from transformers.utils import logging
 from ..evaluation import EvaluationError
 from ..evaluation.data import DatasetPicture, describe_rows, load_rows
 from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
-from ..evaluation.parts import Parts, Record, Sums
-from ..evaluation.reconstruction import COUNTS, UNREADABLE, ReconstructionMeasures, plot_cluster_sizes
+from ..evaluation.parts import UNREADABLE, Parts, Record, Sums
+from ..evaluation.reconstruction import COUNTS, ReconstructionMeasures, plot_cluster_sizes
 from ..evaluation.report import describe_model, evaluate, files_digest, names_digest, refuse_others
 from . import CommandError, one_line
 from .evaluation import Advance, network_name, processes

@@ -15,10 +15,9 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from ..commands.pictures import MARK
 from ..modeling_tokenflow import TokenFlowModel
 from .measures import CodebookUse, official_ssim, psnr, ssim
-from .parts import Record, Sums
+from .parts import Record, Sums, split_unreadable
 
 FID_PREFIX, COUNTS = "fid.", "codes"
-UNREADABLE = "unreadable"
 # Entries by the number of tokens they stand for.
 SIZE_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -115,8 +114,7 @@ class ReconstructionMeasures:
 
     def summarize(self, records: dict[str, Record], sums: Sums) -> dict[str, Any]:
         """The results of all processes: `metrics`, and details of the codebook."""
-        unreadable = {name: record[UNREADABLE] for name, record in records.items() if UNREADABLE in record}
-        measured = [record for record in records.values() if UNREADABLE not in record]
+        measured, unreadable = split_unreadable(records)
         metrics = {name: float(np.mean([record[name] for record in measured])) for name in (measured or [{}])[0]}
         counts = sums.get(COUNTS)
         use = CodebookUse(self.model.config.scales, self.model.config.codebook_size, counts)
