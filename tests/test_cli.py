@@ -447,10 +447,20 @@ class TestReconstruct:
         succeed("encode", own, codes, "--model", folder)
         source = {"reconstruct": [own, "--output"], "decode": [codes]}[command]
         message = fail(command, *source, own, "--model", folder)
-        assert "same.png is a picture of yours, and would be overwritten: name another folder" in message
+        assert "same.png is a picture of yours, and would be overwritten: write elsewhere" in message
         assert (own / "same.png").read_bytes() == before
         for _ in range(2):  # what the command itself has written it may write again
             succeed(command, *source, tmp_path / "out", "--model", folder)
+
+    def test_what_commands_have_written_is_taken_by_name_alone(self, folder, photos, tmp_path, caplog):
+        output, sheet = photos / "out", photos / "sheet.png"
+        for _ in range(2):
+            result = succeed("reconstruct", photos, "--model", folder, "--output", output, "--sheet", sheet)
+            assert "got 6 reconstructions" in result.stdout
+        assert f"left out 7 pictures in {photos} that commands have written" in caplog.text
+        caplog.clear()
+        result = succeed("reconstruct", output / "grey.png", "--model", folder, "--output", tmp_path / "again")
+        assert "got 1 reconstruction" in result.stdout and not caplog.text
 
     def test_nothing_to_reconstruct(self, folder, photos, tmp_path):
         message = fail("reconstruct", photos / "broken.png", "--model", folder, "--output", tmp_path / "out")

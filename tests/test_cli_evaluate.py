@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -96,10 +97,33 @@ class TestReconstruction:
         assert report["pictures"] == 5 and list(report["codebook_utilization_per_scale"]) == ["1", "2", "4"]
         assert report["description"]["data"]["pictures"] == 6 and report["description"]["model"]["weights"]
         assert report["description"]["settings"]["preprocessing"]["size"] == {"shortest_edge": 32}
-        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "out.clusters.png").read_bytes().startswith(b"\x89PNG")
         rows = [json.loads(line) for line in (tmp_path / "out.records.jsonl").read_text().splitlines()]
         assert np.mean([row["psnr"] for row in rows if "psnr" in row]) == pytest.approx(report["metrics"]["psnr"])
         assert [row["name"] for row in rows if "unreadable" in row] == [f"{photos.as_posix()}/broken.png"]
+
+    def test_a_picture_of_the_plots_name_stays(self, tokenizer, photos, tmp_path):
+        own, plot = tmp_path / "out.png", tmp_path / "out.clusters.png"
+        for path in (own, plot):
+            shutil.copy(photos / "0.png", path)
+        arguments = ["reconstruction", "--data", own, "--model", tokenizer, "--output", tmp_path / "out.json"]
+        message = fail(*arguments)
+        assert "out.clusters.png is a picture of yours, and would be overwritten: write elsewhere" in message
+        assert plot.read_bytes() == (photos / "0.png").read_bytes() and not list(tmp_path.glob("*.json*"))
+        plot.unlink()
+        for _ in range(2):  # what the command itself has written it may write again
+            succeed(*arguments)
+            (tmp_path / "out.json").unlink()
+        assert own.read_bytes() == (photos / "0.png").read_bytes()
+
+    def test_its_own_plot_is_not_measured(self, tokenizer, photos, tmp_path):
+        folder = tmp_path / "photos"
+        shutil.copytree(photos, folder)
+        for name in ("one", "two"):
+            options = ["--model", tokenizer, "--output", folder / f"{name}.json"]
+            succeed("reconstruction", "--data", folder, *options)
+        one, two = read(folder / "one.json"), read(folder / "two.json")
+        assert two["description"]["data"] == one["description"]["data"] and two["metrics"] == one["metrics"]
 
     def test_the_same_whatever_the_batches(self, tokenizer, photos, tmp_path):
         reports = []
@@ -170,6 +194,13 @@ class TestReconstruction:
         report = read(tmp_path / "out.json")
         assert "rfid" not in report["metrics"] and report["not_measured"]["rfid"] == "no weights here"
 
+    def test_one_picture(self, tokenizer, photos, tmp_path):
+        arguments = ["reconstruction", "--data", photos / "0.png", "--model", tokenizer]
+        result = succeed(*arguments, "--output", tmp_path / "out.json")
+        assert "rfid was not measured: it takes at least two pictures" in result.stderr
+        report = read(tmp_path / "out.json")
+        assert "rfid" not in report["metrics"] and set(report["not_measured"]) == {"rfid", "lpips"}
+
     def test_mistakes(self, tokenizer, photos, tmp_path):
         def message(*data: object) -> str:
             return fail("reconstruction", "--model", tokenizer, "--output", tmp_path / "out.json", *data)
@@ -182,8 +213,9 @@ class TestReconstruction:
         assert "no weights here" in message("--data", photos, "--features", "inception")
         assert "the scorer no-such-clip can't be loaded" in message("--data", photos, "--features", "no-such-clip")
         assert "out.json.parts holds an unfinished evaluation of something else" in message("--data", photos)
-        card = ["--update-card", tmp_path / "nothing"]
-        assert "there is no folder" in message("--data", photos, "--output", tmp_path / "other.json", *card)
+        other = tmp_path / "other.json"
+        arguments = ["reconstruction", "--data", photos, "--model", tokenizer, "--output", other]
+        assert run(*arguments, "--update-card", tmp_path / "nothing").exit_code == 2 and not other.exists()
 
     def test_needs_the_extra(self, photos, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers_tokenflow.commands.evaluate_reconstruction", None)
@@ -264,6 +296,15 @@ class TestUnderstanding:
         assert [row["answers"] for row in rows] == [["yes"], ["no", "no"], ["green", "lime"]]
         assert all(isinstance(row["prediction"], str) for row in rows)
 
+    def test_one_row_that_can_not_be_read(self, talker, questions, tmp_path):
+        rows = datasets.Dataset.from_parquet(str(questions), cache_dir=str(tmp_path / "cache"))
+        rows = datasets.Dataset.from_list([*rows, {"image": None, "question": "what?", "answers": None}], rows.features)
+        rows.to_parquet(tmp_path / "more.parquet")
+        options = ["--model", talker, "--output", tmp_path / "out.json", "--max-new-tokens", 3]
+        result = succeed("understanding", "--data", tmp_path / "more.parquet", *options)
+        assert "left out 1 question that could not be read:\n  00000003: the row has no picture" in result.stderr
+        assert read(tmp_path / "out.json")["questions"] == 3
+
     def test_mistakes(self, talker, tokenizer, questions, tmp_path, monkeypatch):
         arguments = ["understanding", "--data", questions, "--model", talker, "--output", tmp_path / "out.json"]
         assert "must say where the {question} goes" in fail(*arguments, "--prompt", "what?")
@@ -272,6 +313,23 @@ class TestUnderstanding:
         assert "can't be loaded as an image-text-to-text model" in fail(*arguments, "--model", tokenizer)
         monkeypatch.setattr(evaluate_understanding, "DEFAULT_MODEL", tmp_path / "nothing")
         assert "pass --model" in fail("understanding", "--data", questions)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "data", "output"),
+    [
+        ("reconstruction", "--data", "mine.json"),
+        ("generation", "--prompts", "mine"),
+        ("understanding", "--data", "mine.json"),
+    ],
+)
+def test_data_are_not_overwritten(evaluation, data, output, tmp_path):
+    """Before any model is loaded: there is none."""
+    mine = tmp_path / "mine.json"
+    mine.write_text('[{"question": "what?"}]')
+    message = fail(evaluation, data, mine, "--output", tmp_path / output, "--model", tmp_path / "nothing")
+    assert "mine.json holds no results of an evaluation, and would be overwritten: write elsewhere" in message
+    assert mine.read_text() == '[{"question": "what?"}]'
 
 
 class TestTwoProcesses:

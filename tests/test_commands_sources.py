@@ -2,6 +2,7 @@
 """Encoding of pictures with what is known about them: parquet files, and folders with metadata."""
 
 import json
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -43,6 +44,14 @@ def table(tmp_path: Path) -> Path:
     path.parent.mkdir()
     datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path, batch_size=2)
     return path
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What is said while sources are looked for."""
+    said: list[str] = []
+    monkeypatch.setattr(sources.logger, "warning", said.append)
+    return said
 
 
 @pytest.fixture
@@ -118,6 +127,30 @@ def test_folders_keep_their_captions(folder, tmp_path, tokenizer):
     assert texts == {"0.png": "zero", "1.png": "one, two", "2.png": None, "3.png": "three", "4.png": None}
 
 
+def test_files_are_named_as_datasets_takes_it(tmp_path, warnings):
+    names = {"./a.png": "a.png", "sub dir\\b.png": "sub dir/b.png", "sub dir/../c.png": "c.png"}
+    (tmp_path / "sub dir").mkdir()
+    for name in names.values():
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    lines = [{"file_name": name, "text": f"of {file}"} for name, file in names.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    known = {picture.name: picture.known for picture in find_sources([tmp_path], []).pictures}
+    assert known == {f"{tmp_path}/{file}": {"text": f"of {file}"} for file in names.values()}
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows["text"][:] == [f"of {file}" for file in names.values()] and not warnings
+
+
+def test_rows_without_a_picture(folder, warnings):
+    find_sources([folder], [])
+    assert not warnings
+    for name in ("0.png", "other/3.png"):
+        (folder / name).unlink()
+    find_sources([folder / "4.png"], [])
+    assert not warnings
+    find_sources([folder], [])
+    assert warnings == [f"of the metadata in {folder}, 2 rows match no picture there, such as that of {folder}/0.png"]
+
+
 def test_a_picture_alone_keeps_its_caption(folder, tmp_path, tokenizer):
     encode_pictures([folder / "0.png"], tmp_path / "codes.parquet", tokenizer, 2, keep=["likes"])
     row = rows_of(tmp_path / "codes.parquet")["0.png"]
@@ -153,6 +186,66 @@ def test_interrupted_and_resumed_equals_whole(table, tmp_path, tokenizer, monkey
     report = encode_pictures([table], parts, tokenizer, 1, keep=["style"])
     assert (report.done_before, report.encoded) == (2, 3)
     assert pq.read_table(parts).equals(pq.read_table(whole))
+
+
+class TestChanges:
+    """Since pictures were encoded."""
+
+    @pytest.fixture
+    def codes(self, folder, tmp_path, tokenizer) -> Path:
+        path = tmp_path / "codes.parquet"
+        encode_pictures([folder], path, tokenizer, 2)
+        return path
+
+    @pytest.fixture
+    def warnings(self, monkeypatch) -> list[str]:
+        said: list[str] = []
+        monkeypatch.setattr(encoding.logger, "warning", said.append)
+        return said
+
+    def encode(self, folder: Path, codes: Path, tokenizer: Tokenizer) -> tuple[int, int]:
+        report = encode_pictures([folder], codes, tokenizer, 2)
+        return report.encoded, report.done_before
+
+    def test_a_picture(self, folder, codes, tokenizer, warnings):
+        before, later = rows_of(codes), codes.stat().st_mtime_ns + 10**9
+        Image.new("RGB", (32, 40), "red").save(folder / "4.png")
+        os.utime(folder / "4.png", ns=(later, later))
+        assert self.encode(folder, codes, tokenizer) == (1, 4)
+        assert warnings == [f"encoding 1 picture of {codes} anew: files, or columns that are kept, have changed"]
+        after = rows_of(codes)
+        assert len(pq.read_table(codes)) == 5
+        assert after["4.png"]["codes"] != before.pop("4.png")["codes"] and after.pop("4.png")["width"] == 32
+        assert after == before
+        os.utime(codes, ns=(later, later))
+        assert self.encode(folder, codes, tokenizer) == (0, 5)
+
+    def test_a_caption(self, folder, codes, tokenizer, warnings):
+        before = rows_of(codes)
+        (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "null"}')
+        assert self.encode(folder, codes, tokenizer) == (2, 3)
+        after = rows_of(codes)
+        assert {name for name in after if after[name] != before[name]} == {"0.png", "3.png"}
+        assert after["0.png"]["text"] == "null" and after["3.png"]["text"] is None
+        assert self.encode(folder, codes, tokenizer) == (0, 5) and len(warnings) == 1
+
+    def test_a_table(self, table, tmp_path, tokenizer, warnings):
+        codes = tmp_path / "codes.parquet"
+        for expected in ((5, 0), (0, 5), (5, 0)):
+            report = encode_pictures([table], codes, tokenizer, 2)
+            assert (report.encoded, report.done_before) == expected
+            if report.done_before:
+                later = codes.stat().st_mtime_ns + 10**9
+                os.utime(table, ns=(later, later))
+        assert len(warnings) == 1 and "encoding 5 pictures" in warnings[0] and len(pq.read_table(codes)) == 5
+
+    def test_what_is_gone(self, folder, codes, tokenizer, warnings):
+        (folder / "inner" / "2.png").unlink()
+        assert self.encode(folder, codes, tokenizer) == (0, 4)
+        (warning,) = warnings
+        assert f"has codes of pictures that are gone (1, such as {folder}/inner/2.png)" in warning
+        encode_pictures([folder / "0.png"], codes, tokenizer, 2)
+        assert len(warnings) == 1  # what is gone is none of these
 
 
 def test_other_columns_can_not_be_added(table, tmp_path, tokenizer):
@@ -193,9 +286,7 @@ def test_metadata_that_can_not_be_read(tmp_path, line):
     assert "\n" not in str(error.value)
 
 
-def test_metadata_of_which_nothing_is_kept(tmp_path, monkeypatch):
-    warnings: list[str] = []
-    monkeypatch.setattr(sources.logger, "warning", warnings.append)
+def test_metadata_of_which_nothing_is_kept(tmp_path, warnings):
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "an owl"}')
     find_sources([tmp_path], ["caption"])

@@ -66,11 +66,12 @@ class TestPrompts:
         assert read_prompts(tmp_path) == [Prompt("a_1", "moon"), Prompt("b_2", "a red sun.")]
 
     def test_lines(self, tmp_path):
-        (tmp_path / "p.txt").write_text("sun\n\n moon \n")
-        assert [(p.name, p.text, p.metadata) for p in read_prompts(tmp_path / "p.txt")] == [
-            ("00000", "sun", {"prompt": "sun"}),
-            ("00001", "moon", {"prompt": "moon"}),
-        ]
+        for name in ("p.txt", "p"):
+            (tmp_path / name).write_text("sun\n\n moon \n")
+            assert [(p.name, p.text, p.metadata) for p in read_prompts(tmp_path / name)] == [
+                ("00000", "sun", {"prompt": "sun"}),
+                ("00001", "moon", {"prompt": "moon"}),
+            ]
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -79,6 +80,7 @@ class TestPrompts:
             ("a.jsonl", '{"text": "sun"}', "every line needs a prompt; got"),
             ("a.jsonl", '{"prompt": " "}', "is empty: 00000"),
             ("a.txt", "\n", "there are no prompts"),
+            ("a.json", '["sun"]', r"must end in \.txt or \.jsonl, or have no suffix; got \.json"),
             ("a.txt", b"\xff\xfe\xfd", "can't be read"),
         ],
     )

@@ -17,7 +17,7 @@ from accelerate import PartialState  # noqa: E402
 from transformers_tokenflow.evaluation import EvaluationError, parts, report  # noqa: E402
 from transformers_tokenflow.evaluation.card import update_card  # noqa: E402
 from transformers_tokenflow.evaluation.parts import Parts, differences  # noqa: E402
-from transformers_tokenflow.evaluation.report import describe_model, evaluate  # noqa: E402
+from transformers_tokenflow.evaluation.report import describe_model, evaluate, refuse_others  # noqa: E402
 
 DESCRIPTION = {"evaluation": "reconstruction", "data": {"dataset": "photos"}, "settings": {"scale": 2}}
 NAMES = ["a", "b", "c", "d", "e"]
@@ -83,6 +83,19 @@ class TestResuming:
         other = {**DESCRIPTION, "settings": {"scale": 3}}
         with pytest.raises(EvaluationError, match=r"settings\.scale: 2 there, 3 now"):
             evaluate(tmp_path / "results.json", other, state, Work(), summarize)
+
+    def test_only_results_are_overwritten(self, tmp_path, state):
+        output = tmp_path / "results.json"
+        refuse_others(output)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(output, DESCRIPTION, state, Work(killed_after=1), summarize)
+        refuse_others(output)
+        output.write_text('[{"question": "what?"}]')
+        with pytest.raises(EvaluationError, match=r"results\.json holds no results of an evaluation"):
+            refuse_others(output)
+        output.unlink()
+        evaluate(output, DESCRIPTION, state, Work(), summarize)
+        refuse_others(output)
 
     def test_one_run_at_a_time(self, tmp_path, state):
         kept = Parts(tmp_path / "parts", DESCRIPTION, state)

@@ -223,6 +223,34 @@ def test_questions_are_asked_and_scored(tmp_path):
     assert result["metrics"]["yes_no_balanced_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
 
 
+def test_rows_that_can_not_be_read_are_left_out(tmp_path):
+    picture("red").save(tmp_path / "red.png")
+    content = (tmp_path / "red.png").read_bytes()
+    images = [content, content[:60], None, content, content, b"no picture"]
+    questions = ["is 0 red?", "cut?", "null?", None, "unanswered?", "broken?"]
+    rows = {
+        "image": [image and {"bytes": image, "path": None} for image in images],
+        "question": questions,
+        "answer": ["yes", "yes", "yes", "yes", None, "yes"],
+    }
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "q.parquet")
+    parrot, kept = Parrot(), Parts(tmp_path / "parts", {}, PartialState(cpu=True))
+    loaded = load_questions(str(tmp_path / "q.parquet"), None, None, COLUMNS)
+    answer_questions(parrot, loaded, kept, SHORT_ANSWER, 2, 7, lambda *state: None)
+    records, sums = kept.collect()
+    kept.close()
+    result = summarize(records, sums)
+    assert [len(batch) for batch in parrot.batches] == [1]
+    assert result["questions"] == 1 and result["metrics"]["exact_match"] == 1
+    assert list(result["unreadable"]) == [f"{number:08d}" for number in range(1, 6)]
+    assert result["unreadable"]["00000002"] == "the row has no picture"
+    assert result["unreadable"]["00000003"] == "the question is no text: got None"
+    assert result["unreadable"]["00000004"] == "a question has no answer: got None"
+    with pytest.raises(EvaluationError, match="none of the questions can be read"):
+        summarize({name: record for name, record in records.items() if name != "00000000"}, sums)
+
+
 @pytest.fixture
 def lmms_eval(monkeypatch):
     """As much of lmms-eval 0.7 as the model touches."""

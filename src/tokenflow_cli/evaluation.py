@@ -32,7 +32,11 @@ Results = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="Takes so many, the first ones.", show_default="all")]
 UpdateCard = Annotated[
     Path | None,
-    typer.Option(help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results, too."),
+    typer.Option(
+        help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results, too.",
+        exists=True,
+        file_okay=False,
+    ),
 ]
 
 
@@ -66,7 +70,7 @@ def reconstruction(
     """
     Measure reconstructions: rFID, PSNR, SSIM, LPIPS, and the use of the codebook.
 
-    Beside the file of results lie those of every picture, and a PNG of the sizes of clusters.
+    Beside the file of results lie those of every picture, and a PNG of the sizes of clusters, NAME.clusters.png.
 
     Examples:
 
@@ -192,7 +196,7 @@ def show_results(report: dict[str, Any], output: Path, card: Path | None, as_jso
     show(as_json, report, table, *judges, f"the results are in {output}")
     for name, reason in report.get("not_measured", {}).items():
         say(f"{name} was not measured: {reason}")
-    report_failures(report.get("unreadable", {}))
+    report_failures(report.get("unreadable", {}), "question" if "questions" in report else "picture")
     if card is not None:
         for path in load_commands("evaluation").write_card(card, report):
             say(f"{path} has them, too", error_console if as_json else console)

@@ -89,7 +89,7 @@ def generate(
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_grid
     from transformers_tokenflow.commands.generation import draw_prompts, draw_steps, load_painter, load_scorer
-    from transformers_tokenflow.commands.pictures import FileNames
+    from transformers_tokenflow.commands.pictures import FileNames, save_marked
 
     painter = load_painter(model, device, dtype.value)
     if best_of > 1:
@@ -106,10 +106,10 @@ def generate(
     if grid is not None:
         grid.parent.mkdir(parents=True, exist_ok=True)
         columns = num_images if num_images > 1 else None
-        draw_grid([item.picture for item in drawn], [item.prompt for item in drawn], columns).save(grid)
+        save_marked(draw_grid([item.picture for item in drawn], [item.prompt for item in drawn], columns), grid)
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_steps(drawn, painter).save(sheet)
+        save_marked(draw_steps(drawn, painter), sheet)
     facts = {"output": output, "seed": seed, "pictures": written, "grid": grid, "sheet": sheet}
     show(as_json, facts, f"{output} got {counted(len(drawn), 'picture')}; the first one's seed is {seed}")
 

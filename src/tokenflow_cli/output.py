@@ -68,11 +68,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def report_failures(failures: dict[str, str]) -> None:
-    """List the pictures that could not be read."""
+def report_failures(failures: dict[str, str], noun: str = "picture") -> None:
+    """List the pictures, or what else it is, that could not be read."""
     if failures:
         from transformers_tokenflow.commands import counted
 
-        say(f"warning: left out {counted(len(failures), 'picture')} that could not be read:")
+        say(f"warning: left out {counted(len(failures), noun)} that could not be read:")
     for path, reason in failures.items():
         say(f"  {path}: {reason}")

@@ -50,7 +50,7 @@ def reconstruct(
     """
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
-    from transformers_tokenflow.commands.pictures import FileNames
+    from transformers_tokenflow.commands.pictures import FileNames, save_marked
     from transformers_tokenflow.commands.reconstruction import reconstruct_pictures
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
@@ -74,7 +74,7 @@ def reconstruct(
         fail("no picture could be reconstructed")
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_contact_sheet(shown, tokenizer.model.config.scales).save(sheet)
+        save_marked(draw_contact_sheet(shown, tokenizer.model.config.scales), sheet)
     facts = {
         "output": output,
         "psnr": mean(psnrs),
@@ -122,7 +122,8 @@ def encode(
     Captions are kept as the column text: those of parquet files, and of a folder's metadata.jsonl or metadata.csv.
 
     What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
-    command goes on from there. Pictures that can't be read are listed and left out.
+    command goes on from there. Pictures that changed since are encoded anew. Pictures that can't be read are listed and
+    left out.
 
     On several devices: accelerate launch -m transformers_tokenflow.cli encode ... Its processes share out the pictures;
     after an interruption there may be more of them, or fewer.

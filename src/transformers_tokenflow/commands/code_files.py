@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class CodeWriter:
         description: of the tokenizer, kept as metadata. It must be that of what has been written before.
         fields: of columns beside `COLUMNS`, which must be those of what has been written before.
         processes: those of the run.
+        is_current: whether a row that was written before still holds: it is called with its path, the columns beside
+            `COLUMNS`, and the time of its file's last change in nanoseconds. Rows that don't are not in `done`, and go.
 
     Raises:
         CommandError: another run writes the output, or it can't be added to.
@@ -75,6 +77,7 @@ class CodeWriter:
         description: dict[str, Any],
         fields: Iterable[pa.Field] = (),
         processes: Processes = ALONE,
+        is_current: Callable[[str, dict[str, Any], int], bool] = lambda name, kept, time: True,
     ):
         self.output, self.processes = output, processes
         self.description = description
@@ -86,9 +89,16 @@ class CodeWriter:
             self._lock()
         processes.wait()
         self.rows: list[dict[str, Any]] = []
+        self.done: set[str] = set()
+        self.outdated: set[tuple[str, Path]] = set()
         try:
             files = self._files()
-            self.done = {path for file in files for path in self._paths(file)}
+            for file in files:
+                for name, kept, time in self._rows(file):
+                    if is_current(name, kept, time):
+                        self.done.add(name)
+                    else:
+                        self.outdated.add((name, file))
         except Exception:
             self.close()
             raise
@@ -107,8 +117,8 @@ class CodeWriter:
         """The output of an earlier run, if there is one, and the parts in the order of runs and of their pictures."""
         return [self.output] * self.output.exists() + sorted(self.folder.glob("part-*.parquet"))
 
-    def _paths(self, path: Path) -> list[str]:
-        """The pictures of a file, after a check that it holds the same sort of codes."""
+    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+        """What `is_current` takes of each row of a file, after a check that it holds the same sort of codes."""
         file = open_codes(path)
         found = read_description(file) or {}
         differing = [
@@ -122,8 +132,10 @@ class CodeWriter:
             ]
             what = ", ".join(differing) or f"its columns ({columns[0]} there, {columns[1]} now)"
             raise CommandError(f"{path} can't be added to: {what} differ. Remove it or write elsewhere.")
-        with damage_reported(path):
-            return file.read(columns=["path"])["path"].to_pylist()
+        time = path.stat().st_mtime_ns
+        columns = ["path", *(name for name in self.schema.names if name not in COLUMNS.names)]
+        for batch in read_in_batches(path, file, ROWS_PER_GROUP, columns):
+            yield from ((row.pop("path"), row, time) for row in batch.to_pylist())
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows, with a value for each of `COLUMNS` and maybe for others, until the next flush."""
@@ -178,14 +190,17 @@ class CodeWriter:
                 writer.write_table(pa.Table.from_batches(group).cast(self.schema))
 
     def _distinct_rows(self) -> Iterator[pa.RecordBatch]:
-        """All rows in order; a run killed between joining and the removal of its parts left some of them twice."""
+        """
+        All rows in order that still hold; a run killed between joining and the removal of its parts left some twice.
+        """
         seen: set[str] = set()
         for path in self._files():
             for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_GROUP):
                 is_new = []
                 for name in batch["path"].to_pylist():
-                    is_new.append(name not in seen)
-                    seen.add(name)
+                    is_new.append(name not in seen and (name, path) not in self.outdated)
+                    if is_new[-1]:
+                        seen.add(name)
                 yield batch.filter(pa.array(is_new))
 
 

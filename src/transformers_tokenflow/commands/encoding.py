@@ -2,7 +2,7 @@
 """Pictures to a parquet file of codes, and back."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -10,14 +10,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from transformers.utils import logging
 
 from ..quantization_tokenflow import prefix_lengths
 from . import CommandError, counted
 from .code_files import CodeWriter, open_codes, read_description, read_in_batches
-from .pictures import FileNames, PictureBatch, read_batches
+from .pictures import FileNames, PictureBatch, PictureFile, Source, read_batches
 from .processes import ALONE, Processes
 from .sources import find_sources
 from .tokenizers import Tokenizer
+
+logger = logging.get_logger(__name__)
 
 # What a killed run loses at most. Longer saves nothing worth it: a part is written in milliseconds.
 SECONDS_BETWEEN_PARTS = 5.0
@@ -72,7 +75,8 @@ def encode_pictures(
     """
     Encode pictures to a parquet file with the columns path, codes, height and width, and those that are kept.
 
-    Pictures that the file, or an interrupted run's parts beside it, already has are not encoded again. Pictures that
+    Pictures that the file, or an interrupted run's parts beside it, already has are not encoded again, unless their
+    files, or what is kept of them, changed since; a warning says how many did, and how many are gone. Pictures that
     can't be read are left out and reported. Several processes, which must see the same files, share out the pictures:
     each calls this, and gets a report of what all have done.
 
@@ -93,11 +97,18 @@ def encode_pictures(
     found = find_sources(sources, keep)
     if not found.pictures:
         raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
-    writer = CodeWriter(output, describe(tokenizer), found.fields, processes)
+    pictures = {picture.name: picture for picture in found.pictures}
+
+    def is_current(name: str, kept: dict[str, Any], time: int) -> bool:
+        return name not in pictures or not has_changed(pictures[name], kept, time)
+
+    writer = CodeWriter(output, describe(tokenizer), found.fields, processes, is_current)
     report = EncodingReport()
     try:
-        remaining = [picture for picture in found.pictures if picture.name not in writer.done]
-        report.done_before = len(found.pictures) - len(remaining)
+        if processes.is_main:
+            warn_of_changes(writer, pictures, sources)
+        remaining = [picture for name, picture in pictures.items() if name not in writer.done]
+        report.done_before = len(pictures) - len(remaining)
         share = processes.share(remaining)
         total = report.done_before + len(share)
         last_flush = time.monotonic()
@@ -117,6 +128,26 @@ def encode_pictures(
     if processes.is_main:
         writer.finish()
     return put_together(reports)
+
+
+def has_changed(picture: Source, kept: dict[str, Any], time: int) -> bool:
+    """Whether a picture's file has changed since a time in nanoseconds, or what is known about it is no longer this."""
+    if isinstance(picture, PictureFile) and kept != {name: picture.known.get(name) for name in kept}:
+        return True
+    return picture.path.exists() and picture.path.stat().st_mtime_ns > time
+
+
+def warn_of_changes(writer: CodeWriter, pictures: dict[str, Source], sources: Sequence[Path]) -> None:
+    """Say how many of the pictures that were written before have changed, and how many of the sources' are gone."""
+    if changed := {name for name, _ in writer.outdated} - writer.done:
+        count = counted(len(changed), "picture")
+        logger.warning(f"encoding {count} of {writer.output} anew: files, or columns that are kept, have changed")
+    gone = [name for name in writer.done - pictures.keys() if any(map(Path(name).is_relative_to, sources))]
+    if gone:
+        some = f"{len(gone):,}, such as {min(gone)}"
+        logger.warning(
+            f"{writer.output} has codes of pictures that are gone ({some}): write elsewhere to leave them out"
+        )
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from ..evaluation import EvaluationError
 from ..evaluation.benchmarks import Prompt, picture_folder, read_prompts
 from ..evaluation.generation import IMAGE_REWARD, ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
 from ..evaluation.parts import Parts, Record, Sums, differences
-from ..evaluation.report import describe_model, evaluate, read_description
+from ..evaluation.report import describe_model, evaluate, read_description, refuse_others
 from . import one_line
 from .evaluation import Advance, network_name, processes
 from .generation import load_painter, load_scorer
@@ -51,7 +51,9 @@ def evaluate_generation(
     Raises:
         CommandError: something that is needed is not here, or is not what it should be.
     """
+    output = folder.with_name(f"{folder.name}.json")
     with processes(device) as state:
+        refuse_others(output)
         wanted = read_prompts(prompts)
         pictures = picture_folder(prompts, folder, num_images)
         painter = load_painter(model, device, dtype)
@@ -70,7 +72,6 @@ def evaluate_generation(
                 "networks": {name: network for name, network in networks.items() if name not in not_measured},
             },
         }
-        output = folder.with_name(f"{folder.name}.json")
         check_folder(folder, output, description)
 
         def work(parts: Parts) -> None:

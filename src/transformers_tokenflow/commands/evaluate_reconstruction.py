@@ -11,13 +11,13 @@ from transformers.utils import logging
 from ..evaluation import EvaluationError
 from ..evaluation.data import DatasetPicture, describe_rows, load_rows
 from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
-from ..evaluation.parts import Parts, Record, Sums
-from ..evaluation.reconstruction import COUNTS, UNREADABLE, ReconstructionMeasures, plot_cluster_sizes
-from ..evaluation.report import describe_model, evaluate, files_digest, names_digest
+from ..evaluation.parts import UNREADABLE, Parts, Record, Sums
+from ..evaluation.reconstruction import COUNTS, ReconstructionMeasures, plot_cluster_sizes
+from ..evaluation.report import describe_model, evaluate, files_digest, names_digest, refuse_others
 from . import CommandError, one_line
 from .evaluation import Advance, network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
-from .pictures import Source, read_batches
+from .pictures import Source, read_batches, refuse_other_pictures
 from .sources import find_sources
 from .tokenizers import Tokenizer, load_tokenizer
 
@@ -44,7 +44,7 @@ def evaluate_reconstruction(
 
     Args:
         data: picture files, parquet files and folders of both; or, with `split`, one dataset.
-        output: the JSON file; a PNG beside it shows the sizes of clusters.
+        output: the JSON file; beside it, `NAME.clusters.png` shows the sizes of clusters.
         model: folder or repository of the tokenizer.
         split: of the dataset, which may be of the Hub.
         column: of its pictures.
@@ -60,7 +60,10 @@ def evaluate_reconstruction(
     Raises:
         CommandError: something that is needed is not here, or is not what it should be.
     """
+    plot = output.with_name(f"{output.stem}.clusters.png")
     with processes(device) as state:
+        refuse_others(output)
+        refuse_other_pictures(plot)
         tokenizer = load_tokenizer(model, device, dtype)
         sources, described = find_data(data, split, column, limit)
         with state.local_main_process_first():  # who downloads
@@ -80,8 +83,9 @@ def evaluate_reconstruction(
             results = measures.summarize(records, sums)
             if not results["pictures"]:
                 raise EvaluationError(f"no picture of {', '.join(data)} could be read")
-            plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, output.with_suffix(".png"))
-            return {**results, "not_measured": networks.missing}
+            plot_cluster_sizes(sums[COUNTS], tokenizer.model.config.scales, plot)
+            missing = {} if "rfid" in results["metrics"] else {"rfid": "it takes at least two pictures"}
+            return {**results, "not_measured": {**missing, **networks.missing}}
 
         return evaluate(output, description, state, work, summarize)
 

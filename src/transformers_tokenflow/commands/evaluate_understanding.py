@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from ..evaluation.data import describe_rows
 from ..evaluation.parts import Parts
-from ..evaluation.report import describe_model, evaluate
-from ..evaluation.understanding import Answerer, answer_questions, load_questions, read_answers, summarize
+from ..evaluation.report import describe_model, evaluate, refuse_others
+from ..evaluation.understanding import Answerer, answer_questions, load_questions, summarize
 from . import CommandError
 from .describing import DEFAULT_MODEL
 from .evaluation import Advance, processes
@@ -59,17 +59,18 @@ def evaluate_understanding(
     logging.disable_progress_bar()
     name = name_or_default(model, DEFAULT_MODEL)
     with processes(device) as state:
+        refuse_others(output)
         with state.local_main_process_first():  # who downloads
             rows = load_questions(data, config, split, columns, limit)
         answerer = Answerer.from_pretrained(name, find_device(device), getattr(torch, dtype))
         texts = rows.select_columns(["question", "answers"])
-        questions = [[row["question"], read_answers(row["answers"])] for row in texts]
+        questions = [[row["question"], row["answers"]] for row in texts]
         description = {
             "evaluation": "understanding",
             "model": describe_model(name, answerer.model),
             "data": {
                 **describe_rows(data, config, rows),
-                "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16],
+                "questions": hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()[:16],
             },
             "settings": {"prompt": prompt, "max_new_tokens": max_new_tokens, "columns": columns},
         }

@@ -14,13 +14,18 @@ from typing import Any, Protocol
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from transformers.utils import logging
 
 from ..image_processing_pil_tokenflow import TokenFlowImageProcessorMixin
 from ..image_reading_tokenflow import open_picture, upright_size
-from . import CommandError, one_line
+from . import CommandError, counted, one_line
 
-# In every PNG that a command writes, so that it may be overwritten.
+logger = logging.get_logger(__name__)
+
+# In the PNGs that commands write, so that they may be overwritten, and are not taken for pictures of a folder.
 MARK = ("Software", "transformers-tokenflow")
+# Texts come before the pixels; those of commands come first.
+MARKED_BYTES = 2**10
 READING_THREADS = 4
 BATCHES_AHEAD = 2
 # Of larger pictures one is read at a time: the largest that PIL opens takes gigabytes, though its file may be small.
@@ -95,7 +100,7 @@ def find_pictures(sources: Iterable[Path]) -> list[Path]:
     The picture files among files and folders, without repetition.
 
     Files are taken as they are. Folders are searched to the bottom, in order of names, for what ends like a picture;
-    hidden files and links to other folders are left out.
+    hidden files, links to other folders and, with a warning, what commands have written are left out.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -103,7 +108,16 @@ def find_pictures(sources: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _search_folder(folder: Path) -> Iterator[Path]:
+def _search_folder(folder: Path) -> list[Path]:
+    found = list(_walk(folder))
+    written = set(filter(is_written_here, found))
+    if written:
+        pictures = counted(len(written), "picture")
+        logger.warning(f"left out {pictures} in {folder} that commands have written: name their files to take them")
+    return [path for path in found if path not in written]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -168,11 +182,8 @@ class FileNames:
             CommandError: a file of this name is there that no command wrote.
         """
         path = self.path_for(source)
-        if path.exists() and not is_written_here(path):
-            raise CommandError(f"{path} is a picture of yours, and would be overwritten: name another folder")
-        mark = PngInfo()
-        mark.add_text(*MARK)
-        picture.save(path, pnginfo=mark)
+        refuse_other_pictures(path)
+        save_marked(picture, path)
         return path
 
     def path_for(self, source: str) -> Path:
@@ -186,12 +197,25 @@ class FileNames:
         return self.folder / f"{name}.png"
 
 
+def save_marked(picture: Image.Image, path: Path) -> None:
+    """Write a picture; if it is a PNG, with the mark."""
+    mark = PngInfo()
+    mark.add_text(*MARK)
+    picture.save(path, pnginfo=mark)
+
+
+def refuse_other_pictures(path: Path) -> None:
+    """Raise a CommandError where a file is that no command wrote, and that a picture would overwrite."""
+    if path.exists() and not is_written_here(path):
+        raise CommandError(f"{path} is a picture of yours, and would be overwritten: write elsewhere")
+
+
 def is_written_here(path: Path) -> bool:
-    """Whether a file is a picture that `FileNames` saved."""
+    """Whether a file is a picture that a command wrote."""
     try:
-        with Image.open(path) as picture:
-            return picture.info.get(MARK[0]) == MARK[1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with path.open("rb") as file:
+            return "\0".join(MARK).encode() in file.read(MARKED_BYTES)
+    except OSError:
         return False
 
 

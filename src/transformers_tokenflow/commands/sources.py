@@ -19,7 +19,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..image_reading_tokenflow import open_encoded, open_picture
-from . import CommandError, one_line
+from . import CommandError, counted, one_line
 from .code_files import COLUMNS, open_table
 from .pictures import PictureFile, Source, find_pictures, path_text
 
@@ -43,7 +43,7 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
     The pictures of files, of folders, and of parquet files with a column of pictures, on their own or in folders.
 
     Of a folder's `metadata.jsonl` or `metadata.csv`, as `datasets` reads them, and of parquet files, the column `text`
-    is kept, and those that are asked for; a warning says of which metadata nothing is.
+    is kept, and those that are asked for; warnings say of which metadata nothing is, and which rows have no picture.
 
     Args:
         paths: files and folders.
@@ -72,6 +72,11 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
             if is_kept and folder.is_forgotten():
                 columns = ", ".join(sorted(folder.columns))
                 logger.warning(f"of the metadata in {path}, columns {columns}, nothing is kept: name those to keep")
+            if is_kept and path.is_dir() and (unused := folder.unused()):
+                count = counted(len(unused), "row")
+                logger.warning(
+                    f"of the metadata in {path}, {count} match no picture there, such as that of {unused[0]}"
+                )
     if missing := [name for name in keep if name not in types]:
         raise CommandError(f"nothing here has a column {', '.join(missing)} that could be kept")
     return Sources(list(pictures.values()), [pa.field(name, types[name]) for name in names if name in types])
@@ -97,6 +102,7 @@ class PictureFolder:
         self.root, self.names = root if root.is_dir() else root.parent, names
         self.by_folder: dict[Path, dict[str, dict[str, Any]] | None] = {}
         self.columns: set[str] = set()
+        self.used: set[Path] = set()
 
     def known(self, file: Path) -> dict[str, Any]:
         """What is kept of a picture: the nearest metadata on the way up to the root counts."""
@@ -106,6 +112,7 @@ class PictureFolder:
                 self.by_folder[folder] = self._read(folder)
             metadata = self.by_folder[folder]
             if metadata is not None:
+                self.used.add(file)
                 return metadata.get(file.relative_to(folder).as_posix(), {})
             if folder == self.root:
                 return {}
@@ -117,13 +124,19 @@ class PictureFolder:
             return None
         rows = {}
         for row in read_metadata(path):
-            rows[row["file_name"]] = {name: row[name] for name in self.names if row.get(name) is not None}
+            name = os.path.normpath(row["file_name"]).replace("\\", "/")  # as `datasets` does
+            rows[name] = {name: row[name] for name in self.names if row.get(name) is not None}
             self.columns |= row.keys() - {"file_name"}
         return rows
 
     def is_forgotten(self) -> bool:
         """Whether there is metadata of which nothing is kept, as far as pictures have been asked for."""
         return bool(self.columns) and not self.columns & set(self.names)
+
+    def unused(self) -> list[Path]:
+        """The files that rows name, but for the pictures that have been asked for."""
+        named = [folder / name for folder, rows in self.by_folder.items() for name in rows or ()]
+        return [file for file in named if file not in self.used]
 
     def types(self) -> dict[str, pa.DataType]:
         """The types of the columns found, as far as pictures have been asked for."""

@@ -15,6 +15,7 @@ from ..commands.code_files import written_atomically
 from . import EvaluationError
 
 DPG_BENCH_PICTURES = 4
+TEXT_SUFFIXES = (".txt", "")
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def read_prompts(source: Path) -> list[Prompt]:
     Prompts of a file or folder.
 
     Args:
-        source: GenEval's `evaluation_metadata.jsonl`, DPG-Bench's folder of a `.txt` each, or a text file with a prompt
-            in every line.
+        source: GenEval's `evaluation_metadata.jsonl`, DPG-Bench's folder of a `.txt` each, or a text file, `.txt` or
+            without a suffix, with a prompt in every line.
 
     Raises:
         EvaluationError: there are none, or they can't be read.
@@ -140,8 +141,10 @@ def _read_prompts(source: Path) -> list[Prompt]:
     if source.is_dir():
         texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.txt"))}
         return [Prompt(name, " ".join(text.split())) for name, text in texts.items()]
+    if source.suffix not in (*TEXT_SUFFIXES, ".jsonl"):
+        raise ValueError(f"its name must end in .txt or .jsonl, or have no suffix; got {source.suffix}")
     lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if source.suffix != ".jsonl":
+    if source.suffix in TEXT_SUFFIXES:
         return [Prompt(f"{index:05d}", line.strip(), {"prompt": line.strip()}) for index, line in enumerate(lines)]
     rows = [json.loads(line) for line in lines]
     for row in rows:

@@ -19,6 +19,7 @@ from . import EvaluationError
 # What a killed run loses at most. Sums of wide features take a moment to write.
 SECONDS_BETWEEN_FLUSHES = 10.0
 DESCRIPTION = "description.json"
+UNREADABLE = "unreadable"
 
 Record = dict[str, Any]
 Sums = dict[str, torch.Tensor]
@@ -27,6 +28,12 @@ Sums = dict[str, torch.Tensor]
 def no_sums() -> Sums:
     """What an evaluation adds up that has records only."""
     return {}
+
+
+def split_unreadable(records: dict[str, Record]) -> tuple[list[Record], dict[str, str]]:
+    """The records of what could be read, and why the rest could not, by name."""
+    unreadable = {name: record[UNREADABLE] for name, record in records.items() if UNREADABLE in record}
+    return [record for name, record in records.items() if name not in unreadable], unreadable
 
 
 class Parts:

@@ -12,12 +12,12 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+from ..commands.pictures import MARK
 from ..modeling_tokenflow import TokenFlowModel
 from .measures import CodebookUse, official_ssim, psnr, ssim
-from .parts import Record, Sums
+from .parts import Record, Sums, split_unreadable
 
 FID_PREFIX, COUNTS = "fid.", "codes"
-UNREADABLE = "unreadable"
 # Entries by the number of tokens they stand for.
 SIZE_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -114,8 +114,7 @@ class ReconstructionMeasures:
 
     def summarize(self, records: dict[str, Record], sums: Sums) -> dict[str, Any]:
         """The results of all processes: `metrics`, and details of the codebook."""
-        unreadable = {name: record[UNREADABLE] for name, record in records.items() if UNREADABLE in record}
-        measured = [record for record in records.values() if UNREADABLE not in record]
+        measured, unreadable = split_unreadable(records)
         metrics = {name: float(np.mean([record[name] for record in measured])) for name in (measured or [{}])[0]}
         counts = sums.get(COUNTS)
         use = CodebookUse(self.model.config.scales, self.model.config.codebook_size, counts)
@@ -172,4 +171,4 @@ def plot_cluster_sizes(counts: torch.Tensor, scales: Sequence[int], path: Path) 
     shares.set(ylim=(0, 100), ylabel="% used of the entries it could use")
     shares.set_title("by scale", fontsize=10)
     shares.tick_params(axis="x", labelrotation=60)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata=dict([MARK]))

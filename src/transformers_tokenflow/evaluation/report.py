@@ -16,6 +16,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from ..commands.code_files import written_atomically
+from . import EvaluationError
 from .parts import DESCRIPTION, Parts, Record, Sums
 
 DISTRIBUTIONS = (
@@ -95,6 +96,12 @@ def read_description(output: Path) -> dict[str, Any] | None:
     """What an earlier evaluation with this output was of, whether it came to its end or not."""
     report = read_report(output)
     return read_json(parts_folder(output) / DESCRIPTION) if report is None else report["description"]
+
+
+def refuse_others(output: Path) -> None:
+    """Raise an EvaluationError where a file is that holds no results, and that results would overwrite."""
+    if output.exists() and read_report(output) is None:
+        raise EvaluationError(f"{output} holds no results of an evaluation, and would be overwritten: write elsewhere")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

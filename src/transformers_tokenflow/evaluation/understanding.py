@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..answering import Conversation, answer_conversations, ask
+from ..commands import one_line
 from . import EvaluationError
 from .answers import score
 from .data import load_rows
-from .parts import Parts, Record, Sums
+from .parts import UNREADABLE, Parts, Record, Sums, split_unreadable
 
 # What LLaVA's evaluation asks for, so that answers are as short as those of the data.
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
@@ -113,7 +114,7 @@ def answer_questions(
     advance: Callable[[int, int], None],
 ) -> None:
     """
-    Answer this process's share of the questions, greedily.
+    Answer this process's share of the questions, greedily; the record of one that can't be read has the reason.
 
     Args:
         answerer: the model.
@@ -127,17 +128,51 @@ def answer_questions(
     share = parts.share([f"{index:08d}" for index in range(len(rows))])
     for start in range(0, len(share), batch_size):
         names = share[start : start + batch_size]
-        batch = [rows[int(name)] for name in names]
-        conversations = [ask(row["image"], prompt.replace("{question}", row["question"])) for row in batch]
-        predictions = answerer.answer(conversations, do_sample=False, max_new_tokens=max_new_tokens)
-        records: dict[str, Record] = {}
-        for name, row, prediction in zip(names, batch, predictions, strict=True):
-            answers = read_answers(row["answers"])
-            records[name] = {"question": row["question"], "answers": answers, "prediction": prediction}
+        batch, unreadable = read_batch(rows, names)
+        conversations = [ask(row["image"], prompt.replace("{question}", row["question"])) for row in batch.values()]
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens}
+        predictions = answerer.answer(conversations, **options) if batch else []
+        records: dict[str, Record] = {name: {UNREADABLE: reason} for name, reason in unreadable.items()}
+        for (name, row), prediction in zip(batch.items(), predictions, strict=True):
+            records[name] = {"question": row["question"], "answers": row["answers"], "prediction": prediction}
         parts.add(records)
         advance(start + len(names), len(share))
 
 
+def read_batch(rows: datasets.Dataset, names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The rows of those numbers that hold what it takes, and why others don't."""
+    batch, unreadable = {}, {}
+    for name in names:
+        try:
+            batch[name] = read_question(rows, int(name))
+        except Exception as error:  # PIL's readers raise errors of every kind
+            unreadable[name] = one_line(error)
+    return batch, unreadable
+
+
+def read_question(rows: datasets.Dataset, index: int) -> dict[str, Any]:
+    """
+    A row with its answers as texts; whatever a damaged picture makes PIL raise comes through.
+
+    Raises:
+        EvaluationError: it lacks a picture, a question or an answer.
+    """
+    row = rows[index]
+    if row["image"] is None:
+        raise EvaluationError("the row has no picture")
+    if not isinstance(row["question"], str):
+        raise EvaluationError(f"the question is no text: got {row['question']!r}")
+    return {**row, "answers": read_answers(row["answers"])}
+
+
 def summarize(records: dict[str, Record], sums: Sums) -> dict[str, Any]:
-    """The metrics of all answers."""
-    return {"metrics": score(list(records.values())), "questions": len(records)}
+    """
+    The metrics of all answers, and why questions have none.
+
+    Raises:
+        EvaluationError: no question has one.
+    """
+    answered, unreadable = split_unreadable(records)
+    if not answered:
+        raise EvaluationError(f"none of the questions can be read: {next(iter(unreadable.values()))}")
+    return {"metrics": score(answered), "questions": len(answered), "unreadable": unreadable}
