@@ -229,13 +229,17 @@ def test_a_number_holds_no_settings(recipe):
 
 @pytest.mark.parametrize("max_steps", [1, 2])
 def test_run_of_another_model_does_not_go_on(recipe, max_steps):
-    recipes.train(recipes.read_recipe(recipe, {"training.max_steps": 1}))
+    overrides = {"training.max_steps": 1, "training.output_dir": f"{recipe.parent}/base"}
+    recipes.train(recipes.read_recipe(recipe, overrides))
+    pretrained = {"model": {"from_pretrained": f"{recipe.parent}/base"}, "training.max_steps": 1}
+    recipes.train(recipes.read_recipe(recipe, pretrained))
     before = (recipe.parent / "run" / "config.json").read_text()
-    changes = {"model.config.distance_weight": 0.25, "model.config.codebook_size": 64}
-    settings = {**changes, "training.max_steps": max_steps}
+    recipes.make_trainer(recipes.read_recipe(recipe, pretrained))
+    settings = {**pretrained, "training.max_steps": max_steps}
+    changed = {**settings, "model.config.distance_weight": 0.25, "model.config.codebook_size": 64}
     message = r"checkpoint-1 comes from .* other settings \(codebook_size, distance_weight\): choose another output_dir"
     with pytest.raises(ValueError, match=message):
-        recipes.train(recipes.read_recipe(recipe, settings))
+        recipes.make_trainer(recipes.read_recipe(recipe, changed))
     assert (recipe.parent / "run" / "config.json").read_text() == before
 
 

@@ -501,6 +501,14 @@ def test_checkpoint_without_our_state_is_refused(tmp_path):
         trainer.load_checkpoint(last_checkpoint(tmp_path))
 
 
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    tiny_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    other = tiny_trainer(tmp_path, model=tiny_model("clip", codebook_size=64))
+    for load in (other.load_checkpoint, other.train):
+        with pytest.raises(ValueError, match=r"checkpoint-4 comes from .* other settings \(codebook_size\)"):
+            load(last_checkpoint(tmp_path))
+
+
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
     from transformers_tokenflow.trainers import TokenFlowTrainingArguments
 

@@ -40,7 +40,7 @@ MEASUREMENTS_PER_LOG = 10
 # What Trainer takes, and the package's trainers, with losses and evaluations of their own, would ignore.
 REFUSED_ARGUMENTS = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
 # What of a configuration says how it was saved, and what Trainer sets in it.
-NO_SETTINGS = {"architectures", "auto_map", "dtype", "transformers_version"}
+NO_SETTINGS = {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"}
 NO_SETTINGS |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
 
 # Options of Trainer's optimizers that take no groups of parameters: GaLore and APOLLO, LOMO, layer-wise ones.

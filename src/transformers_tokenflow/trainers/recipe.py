@@ -21,7 +21,7 @@ from .arguments import (
     TokenFlowTrainingArguments,
     UnderstandingTrainingArguments,
 )
-from .base import BaseTrainer, last_checkpoint, step_of
+from .base import BaseTrainer, check_configuration, last_checkpoint, step_of
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
 from .text_to_image_recipe import make_text_to_image_trainer
@@ -136,7 +136,7 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     Everything that a recipe names, put together. `type` in its model says what is trained.
 
     Raises:
-        ValueError: a setting is unknown or contradicts another.
+        ValueError: a setting is unknown or contradicts another, or the run has begun with another model.
     """
     model = dict(recipe["model"])
     kind = model.pop("type", "tokenizer")
@@ -146,10 +146,14 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     args = make_arguments(recipe["training"], arguments)
     set_seed(args.seed)
     data = {"seed": args.seed, **recipe["data"]}
-    if args.ignore_data_skip and (checkpoint := last_checkpoint(args.output_dir)):
+    checkpoint = last_checkpoint(args.output_dir)
+    if args.ignore_data_skip and checkpoint:
         data["seed"] += step_of(checkpoint)  # what is read again comes in another order
         args.data_seed = data["seed"]  # of data in memory it is Trainer's
-    return make({**recipe, "model": model, "data": data}, args)
+    trainer = make({**recipe, "model": model, "data": data}, args)
+    if checkpoint:
+        check_configuration(trainer.model.config, checkpoint)
+    return trainer
 
 
 def make_tokenizer_trainer(recipe: dict[str, Any], args: TokenFlowTrainingArguments) -> TokenFlowTrainer:
