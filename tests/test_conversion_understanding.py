@@ -112,6 +112,9 @@ def test_unknown_fields(state_dict: Any):
     for unknown in ({"text_config": {"rms_eps": 1.0}}, {"num_heads": 4}, {"tokenizer_config": {"scale": [1]}}):
         with pytest.raises(ValueError, match="has no fields"):
             infer_understanding_config(state_dict, OFFICIAL_CONFIG, **unknown)
+    for wrong in ({"text_config": {"rms_norm_eps": "small"}}, {"image_token_id": "<image>"}):
+        with pytest.raises(ValueError, match="TokenFlowUnderstandingConfig can't be made of these fields"):
+            infer_understanding_config(state_dict, OFFICIAL_CONFIG, tokenizer_config=HEADS, **wrong)
 
 
 def test_tied_heads(state_dict: Any):

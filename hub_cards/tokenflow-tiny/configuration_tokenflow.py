@@ -1,8 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Configurations of TokenFlow (arXiv 2412.03069): the image tokenizer, and the models that work with its tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from copy import deepcopy
 from difflib import get_close_matches
@@ -82,6 +80,20 @@ class TokenFlowConfigMixin:
     """What the configurations of all models have in common."""
 
     model_type: str
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        self._warn_of_typos(kwargs)
+
+    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
+        """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
+        config_class: Any = type(self)
+        for key in unknown:
+            close = get_close_matches(key, config_class.__dataclass_fields__, n=1, cutoff=0.7)
+            if close and not hasattr(config_class, key) and key not in config_class.attribute_map:
+                logger.warning(
+                    f"`{key}` is no field of {config_class.__name__} and does nothing; did you mean `{close[0]}`?"
+                )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -171,8 +183,8 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
     semantic_config: dict | PreTrainedConfig | None = None
     semantic_feature_layer: int = -2
     semantic_feature_norm: bool = False
-    semantic_image_mean: list[float] | tuple[float, ...] | None = (0.5, 0.5, 0.5)
-    semantic_image_std: list[float] | tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    semantic_image_mean: list[float | int] | tuple[float | int, ...] | None = (0.5, 0.5, 0.5)
+    semantic_image_std: list[float | int] | tuple[float | int, ...] | None = (0.5, 0.5, 0.5)
     pixel_channels: int = 128
     pixel_channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
     pixel_num_res_blocks: int = 2
@@ -184,28 +196,20 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
     decoder_num_res_blocks: int | None = None
     semantic_decoder_config: dict | PreTrainedConfig | None = None
     teacher_hidden_size: int = 1152
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_depth(self.semantic_config, "num_hidden_layers")
         check_depth(self.semantic_decoder_config, "num_hidden_layers")
         super().__post_init__(**kwargs)
-        self.scales = [int(scale) for scale in self.scales]
+        self.scales = list(self.scales)
         if self.decoder_channels is None:
             self.decoder_channels = self.pixel_channels
         if self.decoder_num_res_blocks is None:
             self.decoder_num_res_blocks = self.pixel_num_res_blocks
-        self._warn_of_typos(kwargs)
         self._check_sizes()
         self._check_pixel_levels()
         check_depth(self, "pixel_num_res_blocks", "decoder_num_res_blocks")
-
-    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
-        """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
-        for key in unknown:
-            close = get_close_matches(key, TokenFlowConfig.__dataclass_fields__, n=1, cutoff=0.7)
-            if close and not hasattr(TokenFlowConfig, key):
-                logger.warning(f"`{key}` is no field of TokenFlowConfig and does nothing; did you mean `{close[0]}`?")
 
     def _check_sizes(self) -> None:
         if not self.scales or self.scales[0] < 1 or self.scales != sorted(self.scales):
@@ -264,7 +268,7 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return self.pixel_patch_size * 2 ** (len(self.pixel_channel_multipliers) - 1)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> TokenFlowConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> "TokenFlowConfig":
         """
         The configuration of a published variant.
 
@@ -284,7 +288,7 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return cls.from_fields({**PRESETS[name], **overrides})
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> TokenFlowConfig:
+    def from_fields(cls, fields: dict[str, Any]) -> "TokenFlowConfig":
         """
         A configuration from fields that must all exist, where the constructor keeps unknown ones as well.
 
@@ -296,10 +300,15 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
             nested = fields.get(name)
             if isinstance(nested, dict) and (nested_class := class_of(name, nested)) is not None:
                 check_fields(nested, nested_class)
-        try:
-            return cls(**deepcopy(fields))
-        except StrictDataclassError as error:
-            raise ValueError(f"a TokenFlowConfig can't be made of these fields: {error}") from error
+        return make_config(cls, fields)
+
+
+def make_config(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> Any:
+    """A configuration from fields. Values of another type are a ValueError, as those that can't be are."""
+    try:
+        return config_class(**deepcopy(fields))
+    except StrictDataclassError as error:
+        raise ValueError(f"a {config_class.__name__} can't be made of these fields: {error}") from error
 
 
 def class_of(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | None:
@@ -432,7 +441,7 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     tokenizer_config: dict | PreTrainedConfig | None = None
-    qk_norm_eps: float = 1e-6
+    qk_norm_eps: float | int = 1e-6
     use_text_head: bool = True
     tie_word_embeddings: bool = False
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from ..configuration_tokenflow import QWEN_2_5_14B, ROTARY, TokenFlowUnderstandingConfig, check_fields
+from ..configuration_tokenflow import QWEN_2_5_14B, ROTARY, TokenFlowUnderstandingConfig, check_fields, make_config
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
@@ -102,11 +102,8 @@ def infer_understanding_config(
     image_token_id = TokenFlowUnderstandingConfig.image_token_id
     if text_config["vocab_size"] <= image_token_id:
         image_token_id = text_config["vocab_size"]
-    return TokenFlowUnderstandingConfig(
-        text_config=text_config,
-        tokenizer_config=tokenizer_config.to_dict(),
-        **{"image_token_id": image_token_id, **overrides},
-    )
+    parts = {"text_config": text_config, "tokenizer_config": tokenizer_config.to_dict()}
+    return make_config(TokenFlowUnderstandingConfig, {**parts, "image_token_id": image_token_id, **overrides})
 
 
 def _text_fields(state_dict: StateDict, official: Mapping[str, Any]) -> dict[str, Any]:
