@@ -278,6 +278,20 @@ def test_presets_can_be_changed_without_changing_each_other():
         TokenFlowConfig.from_preset("tokenflow-xxl")
 
 
+def test_presets_keep_the_rest_of_what_is_changed_in_part():
+    fields = {"num_hidden_layers": 6}
+    config = TokenFlowConfig.from_preset("tokenflow-b", semantic_config=fields, semantic_decoder_config=fields)
+    expected = TokenFlowConfig.from_preset("tokenflow-b").to_dict()
+    expected["semantic_config"]["num_hidden_layers"] = expected["semantic_decoder_config"]["num_hidden_layers"] = 6
+    assert config.to_dict() == expected
+    config = TokenFlowConfig.from_preset("tokenflow-l", semantic_config={"model_args": {"depth": 2}})
+    assert config.semantic_config.architecture == "vitamin_xlarge_256"
+    assert config.semantic_config.model_args == {"final_norm": False, "pos_embed": "none", "depth": 2}
+    other = {"model_type": "siglip_vision_model", "num_hidden_layers": 6}
+    semantic = TokenFlowConfig.from_preset("tokenflow-b", semantic_config=other).semantic_config
+    assert semantic.to_dict() == SiglipVisionConfig(num_hidden_layers=6).to_dict()
+
+
 # ---- The generator's ----
 
 

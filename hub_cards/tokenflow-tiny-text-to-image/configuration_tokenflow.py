@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Configurations of TokenFlow (arXiv 2412.03069): the image tokenizer, and the models that work with its tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
@@ -278,14 +278,14 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
                 `"tokenflow-l-paper"` (with the scale 3 that the paper's Table 11 lists and the code does not have),
                 `"tokenflow-xl"` (SigLIP-so400m, 384 pixels). The paper calls B's encoder ViT-B/14; its scale list,
                 which ends at 14, and the released code agree on patches of 16.
-            overrides: fields to change.
+            overrides: fields to change; dictionaries are merged into the variant's, see `merge_fields`.
 
         Raises:
             ValueError: the name, or a field to change, is unknown.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose from {', '.join(sorted(PRESETS))}")
-        return cls.from_fields({**PRESETS[name], **overrides})
+        return cls.from_fields(merge_fields(PRESETS[name], overrides))
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "TokenFlowConfig":
@@ -301,6 +301,18 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
             if isinstance(nested, dict) and (nested_class := class_of(name, nested)) is not None:
                 check_fields(nested, nested_class)
         return make_config(cls, fields)
+
+
+def merge_fields(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with others in their place. Dictionaries are merged in turn, but with one that names another model."""
+    merged = dict(fields)
+    for name, value in overrides.items():
+        known = fields.get(name)
+        are_merged = isinstance(known, dict) and isinstance(value, dict)
+        if are_merged and value.get("model_type", known.get("model_type")) == known.get("model_type"):
+            value = merge_fields(known, value)
+        merged[name] = value
+    return merged
 
 
 def make_config(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> Any:

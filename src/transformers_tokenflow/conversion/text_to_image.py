@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from ..configuration_tokenflow import LLAMA_2_7B, ROTARY, TokenFlowTextToImageConfig, check_fields, make_config
+from ..configuration_tokenflow import (
+    LLAMA_2_7B,
+    ROTARY,
+    TokenFlowTextToImageConfig,
+    check_fields,
+    make_config,
+    merge_fields,
+)
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .tokenizer import tokenizer_layout
-from .tokenizer_config import count_numbers, infer_config, merge_fields
+from .tokenizer_config import count_numbers, infer_config
 
 # Where the tokenizer is: it is so called here, and put beside the generator's official keys, which don't have it.
 TOKENIZER = "tokenizer."

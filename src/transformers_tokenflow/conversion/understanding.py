@@ -7,14 +7,21 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from ..configuration_tokenflow import QWEN_2_5_14B, ROTARY, TokenFlowUnderstandingConfig, check_fields, make_config
+from ..configuration_tokenflow import (
+    QWEN_2_5_14B,
+    ROTARY,
+    TokenFlowUnderstandingConfig,
+    check_fields,
+    make_config,
+    merge_fields,
+)
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .text_to_image import LAYER, is_text_to_image
 from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
 from .tokenizer import tokenizer_layout
-from .tokenizer_config import count_numbers, infer_config, merge_fields
+from .tokenizer_config import count_numbers, infer_config
 
 TOKENIZER = "model.tokenizer."
 OFFICIAL_TOKENIZER = "model.vision_tower.vision_tower."
