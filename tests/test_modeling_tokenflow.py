@@ -546,6 +546,31 @@ def test_compiled_for_several_batch_sizes_and_resolutions(compiled: Callable):
             assert torch.equal(encode(pixel_values, scales=scales).codes, expected.codes)
 
 
+@pytest.mark.parametrize("name", ["forward", "encode", "decode"])
+def test_exported_for_any_batch_size(name: str):
+    model = tiny_model()
+
+    class Part(torch.nn.Module):
+        """torch exports modules, of whose methods it takes `forward`."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(
+                value for value in getattr(self.model, name)(inputs).values() if isinstance(value, torch.Tensor)
+            )
+
+    inputs = pictures(model.config, 5)
+    with torch.no_grad():
+        if name == "decode":
+            inputs = model.encode(inputs).codes
+        shapes = {"inputs": {0: torch.export.Dim.DYNAMIC}}
+        exported = torch.export.export(Part(), (inputs[:2],), dynamic_shapes=shapes, strict=False)
+        torch.testing.assert_close(exported.module()(inputs), Part()(inputs))
+
+
 def test_compiled_training(compiled: Callable):
     models = [tiny_model("clip").train() for _ in range(2)]
     forward = compiled(models[1].forward, "aot_eager")

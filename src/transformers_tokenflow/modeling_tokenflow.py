@@ -287,7 +287,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers; got {codes.dtype}")
-        if codes.dim() == 2 and len(codes) == 0:
+        if codes.dim() == 2 and codes.shape[0] == 0:
             raise ValueError(f"expected codes of at least one picture; got none, of shape {tuple(codes.shape)}")
         if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
             return
