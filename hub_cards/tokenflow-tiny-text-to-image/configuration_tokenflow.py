@@ -483,8 +483,8 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
-# Beside AutoModel; a class names but one of them by itself.
-UNDERSTANDING_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+# A class names but one of them by itself.
+UNDERSTANDING_AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 # What language models do to the scores of their heads, beside a linear map; 1 or None leaves them as they are.
 HEAD_SETTINGS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "logits_soft_cap")
 # Language models whose heads always have a bias, and those that call it otherwise than `lm_head_bias`.
@@ -573,12 +573,17 @@ class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return self.tokenizer_config.grid_size**2
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; those who don't have this package find the model's code by any of its Auto classes."""
+        """All fields; those who don't have this package find the whole model's code by any of its Auto classes."""
         fields = super().to_dict()
         auto_map = fields.get("auto_map") or {}
         if "AutoModel" in auto_map:
-            auto_map.update(dict.fromkeys(UNDERSTANDING_AUTO_CLASSES, auto_map["AutoModel"]))
+            model = auto_map["AutoModel"].replace("TokenFlowUnderstandingModel", "TokenFlowForConditionalGeneration")
+            auto_map.update(dict.fromkeys(UNDERSTANDING_AUTO_CLASSES, model))
         return fields
 
+
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+for config_class in (TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig):
+    config_class.register_for_auto_class()
 
 __all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig", "TokenFlowUnderstandingConfig"]

@@ -395,4 +395,7 @@ def resize_pixels(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(pixel_values, size=(size, size), mode="bicubic")
 
 
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+TokenFlowModel.register_for_auto_class("AutoModel")
+
 __all__ = ["TokenFlowModel", "TokenFlowPreTrainedModel", "TokenFlowOutput"]

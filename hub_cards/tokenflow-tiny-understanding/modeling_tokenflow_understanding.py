@@ -388,6 +388,9 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
         return model_kwargs
 
 
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+TokenFlowUnderstandingModel.register_for_auto_class("AutoModel")
+
 __all__ = [
     "TokenFlowForConditionalGeneration",
     "TokenFlowUnderstandingModel",
