@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_checks import assert_same_tensors
 from safetensors.torch import load_file
-from tiny_models import IMAGE_TOKEN_ID, UNDERSTANDING_VOCABULARY, pictures, tiny_config, tiny_understanding
+from tiny_models import IMAGE_TOKEN_ID, UNDERSTANDING_VOCABULARY, pictures, tiny_config, tiny_model, tiny_understanding
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -285,6 +285,15 @@ def test_auto_classes(auto_class: Any, tmp_path: Path, model: TokenFlowForCondit
     assert isinstance(loaded, TokenFlowForConditionalGeneration)
     assert_same_tensors(model, loaded)
     assert auto_class.__name__ in AutoConfig.from_pretrained(tmp_path).auto_map
+
+
+def test_the_encoder_of_images_is_the_tokenizer():
+    model, other = tiny_understanding(), tiny_model(seed=1)
+    for part in (model, model.model):
+        assert part.get_encoder(modality="image") is model.model.tokenizer
+        assert part.get_encoder() is part
+    model.set_encoder(other, modality="image")
+    assert model.model.tokenizer is other
 
 
 def test_half_precision_keeps_the_codebook(tmp_path: Path, model: TokenFlowForConditionalGeneration):

@@ -128,6 +128,16 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """As of any model; that of images is the tokenizer, which transformers knows by other names."""
+        return self.tokenizer if modality == "image" else super().get_encoder(modality)
+
+    def set_encoder(self, encoder: Any, modality: str | None = None) -> None:
+        if modality == "image":
+            self.tokenizer = encoder
+        else:
+            super().set_encoder(encoder, modality)
+
     @capture_outputs(tie_last_hidden_states=False)
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_codes: torch.Tensor | None = None, **kwargs: Any
