@@ -189,6 +189,19 @@ class TestKindsOfPictures:
         ):
             assert np.array_equal(bytes_of(processor, picture)[..., 1], bytes_)
 
+    @both_backends
+    @pytest.mark.parametrize("kind", ["float32", "float16", "int32", "uint16"])
+    @pytest.mark.parametrize("is_tensor", [False, True])
+    def test_a_dark_picture_of_an_array_is_read_as_the_others(self, processor_class, kind, is_tensor):
+        photos = np.stack([np.asarray(make_photo()), np.asarray(make_photo()) % 2])
+        arrays = photos.astype(kind) * (257 if "int" in kind else 1)
+        if kind == "int32":
+            arrays[1] = arrays[1] // 257
+        batch = torch.tensor(arrays).permute(0, 3, 1, 2) if is_tensor else arrays
+        dark, expected = pixels_of(processor_class(), batch)[1], pixels_of(processor_class(), photos)[1]
+        assert (dark - expected).abs().max() < 0.02
+        assert dark.max() < -0.97
+
     def test_transparency_in_parts(self, monkeypatch):
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (4, 33, 20), generator=generator, dtype=torch.uint8)

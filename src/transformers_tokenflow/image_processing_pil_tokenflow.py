@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading_tokenflow import WHITE_BYTE, open_picture, picture_to_tensor, white_value
+from .image_reading_tokenflow import WHITE_BYTE, open_picture, picture_to_tensor, separate_pictures, white_value
 from .push_tokenflow import TokenFlowPushMixin
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         if isinstance(images, (list, tuple)):
             return [picture for item in images for picture in self._flatten(item, expected_ndims)]
         is_batch = not isinstance(images, PIL.Image.Image) and images.ndim == expected_ndims + 1
-        return list(images) if is_batch else [images]
+        return separate_pictures(images) if is_batch else [images]
 
     def _standardize_kwargs(self, background_color: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:
         """Bring the options to the form that is kept and compared."""
