@@ -24,6 +24,7 @@ from transformers_tokenflow.commands.conversion import convert_checkpoint
 from transformers_tokenflow.conversion import (
     ConvertedStateDict,
     convert_understanding,
+    infer_picture_options,
     infer_understanding_config,
     understanding_layout,
     with_tokenizer,
@@ -39,7 +40,13 @@ HEADS = {"semantic_config": {"num_attention_heads": 4}, "semantic_decoder_config
 SETTINGS = [
     f"tokenizer_config.{name}.num_attention_heads={value['num_attention_heads']}" for name, value in HEADS.items()
 ]
-OFFICIAL_CONFIG = {"model_type": "llava_qwen", "num_attention_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 5000.0}
+OFFICIAL_CONFIG = {
+    "model_type": "llava_qwen",
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000.0,
+    "image_aspect_ratio": "pad",
+}
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -166,6 +173,23 @@ def test_folder_works_with_the_auto_classes(state_dict: Any, official: Path, tmp
     assert inputs["pixel_values"][0, :, 0, 0].tolist() == pytest.approx([127 / 127.5 - 1] * 3)
     answer = model.float().generate(**inputs, max_new_tokens=2, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+def test_how_pictures_are_cut_to_size():
+    padded, squashed = {"size": {"shortest_edge": 384}, "do_pad": True}, {"size": {"height": 384, "width": 384}}
+    assert infer_picture_options({}, 384) == infer_picture_options({"image_aspect_ratio": "pad"}, 384) == padded
+    for official in ({"hidden_size": 8}, {"image_aspect_ratio": None}, {"image_aspect_ratio": "square"}):
+        assert infer_picture_options(official, 384) == squashed
+    with pytest.raises(ValueError, match="not in parts, as image_aspect_ratio='anyres_max_9' has them"):
+        infer_picture_options({"image_aspect_ratio": "anyres_max_9"}, 384)
+
+
+@pytest.mark.parametrize("state_dict", [""], indirect=True)
+def test_pictures_of_a_model_that_does_not_pad_are_squashed(official: Path, tmp_path: Path):
+    (official / "config.json").write_text(json.dumps({**OFFICIAL_CONFIG, "image_aspect_ratio": None}))
+    convert_checkpoint(official, tmp_path / "model", settings=SETTINGS)
+    processor = AutoProcessor.from_pretrained(tmp_path / "model").image_processor
+    assert dict(processor.size) == {"height": 384, "width": 384} and not processor.do_pad
 
 
 def test_the_tokenizer_of_another_file(state_dict: Any, official: Path, tmp_path: Path):

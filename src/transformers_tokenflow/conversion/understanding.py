@@ -113,6 +113,25 @@ def infer_understanding_config(
     return make_config(TokenFlowUnderstandingConfig, {**parts, "image_token_id": image_token_id, **overrides})
 
 
+def infer_picture_options(official: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """
+    The options of an image processor that cuts pictures to size as an official understanding model does.
+
+    Args:
+        official: the `config.json` of its folder. Without it pictures are padded, as the released models'.
+        image_size: of the tokenizer.
+
+    Raises:
+        ValueError: the model reads a picture in parts.
+    """
+    ratio = official.get("image_aspect_ratio") if official else "pad"
+    if "anyres" in str(ratio):
+        raise ValueError(f"pictures are read as a whole, and not in parts, as image_aspect_ratio={ratio!r} has them")
+    if ratio == "pad":
+        return {"size": {"shortest_edge": image_size}, "do_pad": True}
+    return {"size": {"height": image_size, "width": image_size}}
+
+
 def _text_fields(state_dict: StateDict, official: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes from the tensors, the rest from the official configuration or the original's."""
     vocab_size, hidden_size = state_dict["model.embed_tokens.weight"].shape
