@@ -141,7 +141,7 @@ def official(state_dict: Any, tmp_path: Path) -> Path:
     folder.mkdir()
     save_sharded({key: value.half() for key, value in state_dict.items()}, folder, "safetensors")
     (folder / "config.json").write_text(json.dumps(OFFICIAL_CONFIG))
-    text_tokenizer = tiny_text_tokenizer()
+    text_tokenizer = tiny_text_tokenizer(padding_side="right")
     text_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|image_pad|>"]})
     text_tokenizer.save_pretrained(folder)
     return folder
@@ -161,7 +161,7 @@ def test_folder_works_with_the_auto_classes(state_dict: Any, official: Path, tmp
     assert torch.equal(model.lm_head.weight, state_dict["lm_head.weight"].half())
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     assert processor.num_image_tokens == 729
-    assert processor.image_token_id == model.config.image_token_id
+    assert processor.image_token_id == model.config.image_token_id and processor.tokenizer.padding_side == "left"
     is_qwen = model.config.text_config.model_type == "qwen2"
     assert processor.image_token == ("<|image_pad|>" if is_qwen else "<image>")
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>" if is_qwen else "</s>")

@@ -164,9 +164,25 @@ class TestOptions:
         right = processor(text=["abc", "a"], padding_side="right", return_tensors="pt")
         assert right.attention_mask[1].tolist()[-1] == 0
 
-    def test_wherever_the_tokenizer_pads(self, tmp_path):
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_the_tokenizers_own_side_stays(self, side, tmp_path):
         """Pipelines go by the tokenizer's side."""
-        processor = tiny_conversation_processor(tokenizer=tiny_text_tokenizer(padding_side="right"))
+        tiny_conversation_processor().save_pretrained(tmp_path)
+        tokenizer = tiny_text_tokenizer(padding_side=side)
+        for processor in (
+            tiny_conversation_processor(tokenizer=tokenizer),
+            TokenFlowProcessor.from_pretrained(tmp_path, padding_side=side),
+        ):
+            processor.save_pretrained(tmp_path / "again")
+            for each in (processor, TokenFlowProcessor.from_pretrained(tmp_path / "again")):
+                assert each.tokenizer.padding_side == side
+                assert each(text=["abc", "a"]).attention_mask[1][0 if side == "left" else -1] == 0
+
+    def test_without_a_side_of_its_own_a_tokenizer_is_not_changed(self, tmp_path):
+        tokenizer = tiny_text_tokenizer()
+        processor = tiny_conversation_processor(tokenizer=tokenizer)
+        assert tokenizer.padding_side == "right" and "padding_side" not in tokenizer.init_kwargs
+        processor(text=["abc", "a"], padding_side="right")
         processor.save_pretrained(tmp_path)
         for each in (processor, TokenFlowProcessor.from_pretrained(tmp_path)):
             assert each(text=["abc", "a"]).attention_mask[1][0] == 0 and each.tokenizer.padding_side == "left"

@@ -2,6 +2,7 @@
 """The understanding model's half of the processor: texts with pictures in them."""
 
 from collections.abc import Sequence
+from copy import copy
 from inspect import signature
 from types import SimpleNamespace
 from typing import Any
@@ -34,9 +35,9 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         self.image_token_id = name_image_token(self.tokenizer, image_token)
         self._after_picture = " " if lacks_space_after(self.tokenizer, image_token) else ""
         self.text_kwargs = {"padding": True}
-        self.tokenizer.padding_side = "left"  # for generation, and for pipelines, which pad batches themselves
         if self.tokenizer.pad_token is None:  # as officially; a new token would have no embedding
             self.tokenizer.pad_token = self.tokenizer.unk_token or self.tokenizer.eos_token
+        self.tokenizer: Any = padding_to_the_left(self.tokenizer)
 
     def _converse(self, images: Any, text: Any, image_codes: Any, **kwargs: Any) -> BatchFeature:
         """What a call gives for conversations; see `TokenFlowProcessor.__call__`."""
@@ -97,6 +98,20 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         return MultiModalData(
             num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )
+
+
+def padding_to_the_left(tokenizer: Any) -> Any:
+    """
+    A tokenizer whose padding is to the left unless it was made with a side of its own.
+
+    Generation needs that, also of pipelines, which pad batches themselves. The caller's tokenizer pads as it did.
+    """
+    if "padding_side" in tokenizer.init_kwargs:
+        return tokenizer
+    tokenizer = copy(tokenizer)
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "left"}  # or it would not be saved
+    return tokenizer
 
 
 def name_image_token(tokenizer: Any, token: str) -> int:
