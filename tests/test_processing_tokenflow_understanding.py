@@ -127,12 +127,20 @@ class TestCodes:
     )
     def test_of_any_form(self, processor, form):
         codes = torch.arange(42).view(2, 21)
-        given = processor(text="<image> <image>", image_codes=form(codes)).image_codes
+        given = processor(text="<image> <image>", image_codes=form(codes), return_tensors="pt").image_codes
         assert torch.equal(given, codes) and given.dtype == torch.long
 
+    @pytest.mark.parametrize("text", [["<image> a", "<image>"], None])
+    def test_are_given_as_the_rest(self, processor, text):
+        codes = torch.arange(42).view(2, 21)
+        assert processor(text=text, image_codes=codes).image_codes == codes.tolist()
+        for options in ({"return_tensors": "np"}, {"text_kwargs": {"return_tensors": "np"}}):
+            given = processor(text=text, image_codes=codes, **options).image_codes
+            assert isinstance(given, np.ndarray) and given.tolist() == codes.tolist()
+
     def test_of_one_picture(self, processor):
-        assert processor(text="<image>", image_codes=torch.arange(21)).image_codes.shape == (1, 21)
-        assert processor(text="<image>", image_codes=list(range(21))).image_codes.shape == (1, 21)
+        assert processor(text="<image>", image_codes=torch.arange(21)).image_codes == [list(range(21))]
+        assert processor(text="<image>", image_codes=list(range(21))).image_codes == [list(range(21))]
         for none in ([], torch.empty(0, 21, dtype=torch.long)):
             assert list(processor(text="ab", image_codes=none)) == ["input_ids", "attention_mask"]
 

@@ -47,7 +47,8 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         codes = as_codes(image_codes) if holds_something(image_codes) else None
         inputs = super().__call__(images=pictures, text=text, image_codes=codes, **kwargs)
         if codes is not None and len(codes):
-            inputs["image_codes"] = codes
+            options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["text_kwargs"]
+            inputs.update(BatchFeature({"image_codes": codes.tolist()}, tensor_type=options.get("return_tensors")))
         return inputs
 
     def validate_inputs(
