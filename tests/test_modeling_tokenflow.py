@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -35,6 +36,13 @@ def assert_same_outputs(model: TokenFlowModel, other: TokenFlowModel, tolerance:
 
 
 # ---- Encoding and decoding ----
+
+
+@pytest.mark.parametrize("scales", [np.array([1, 4]), [1.0, 4.0]])
+def test_scales_are_whole_numbers(scales: Any):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="scales are a list of whole numbers; got"):
+        model.encode(pictures(model.config), scales)
 
 
 @every_kind

@@ -13,6 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .push_tokenflow import TokenFlowPushMixin
+from .quantization_tokenflow import as_codes
 
 # transformers before 5.23 has to be told the kinds of options, and looks there for the defaults, not at the processor.
 DEFAULTS_STAND_WITH_KINDS = (
@@ -152,30 +153,6 @@ def holds_something(images: Any) -> bool:
     if isinstance(images, (list, tuple)):
         return any(holds_something(item) for item in images)
     return images is not None
-
-
-def as_codes(image_codes: Any) -> torch.Tensor:
-    """
-    Codes of pictures as a tensor.
-
-    Args:
-        image_codes: (num_images, L), or (L,) of one picture: a tensor, an array or lists.
-
-    Returns:
-        (num_images, L) long.
-
-    Raises:
-        ValueError: they have another shape, or are no whole numbers.
-    """
-    try:
-        is_list = isinstance(image_codes, (list, tuple))
-        codes = torch.stack([torch.as_tensor(row) for row in image_codes]) if is_list else torch.as_tensor(image_codes)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"image_codes must be whole numbers (num_images, L): {error}") from error
-    codes = codes[None] if codes.ndim == 1 else codes
-    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise ValueError(f"image_codes must be whole numbers (num_images, L); got {codes.dtype} {tuple(codes.shape)}")
-    return codes.long()
 
 
 __all__ = ["ConversationProcessorMixin"]

@@ -238,9 +238,12 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         grid, size = features.shape[-1], pixel_values.shape[-1]
         last = (self.config.scales if scales is None else scales)[-1:]  # that there is one, the quantiser checks
         if any(scale != grid for scale in last) and (scales is None or not self.training):
-            instead = f"resize them to {self.config.image_size} pixels, or " if size != self.config.image_size else ""
+            fitting = self.config.image_size
+            instead = (
+                f"resize them to {fitting} pixels; the tokenizer by itself also takes" if size != fitting else "pass"
+            )
             raise ValueError(
-                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {last[0]}: {instead}pass "
+                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {last[0]}: {instead} "
                 f"scales=[..., {grid}]"
             )
         return self.quantizer(features, scales, return_loss)

@@ -19,7 +19,7 @@ from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
-from .quantization_tokenflow import pool, to_tokens
+from .quantization_tokenflow import as_codes, pool, to_tokens
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -147,7 +147,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
 
         Args:
             pixel_values: (num_images, 3, H, H) in [-1, 1].
-            image_codes: (num_images, L), their codes of all scales, in place of pixels.
+            image_codes: (num_images, L), their codes of all scales, in place of pixels; also as lists.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` (num_images, N, d_sem + d_pix), the quantised features, N
@@ -175,6 +175,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
     @torch.no_grad()
     def _read_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """(num_images, L) -> (num_images, N, d_sem + d_pix)"""
+        codes = codes if isinstance(codes, torch.Tensor) else as_codes(codes)
         self.tokenizer._check_codes(codes)
         if codes.dim() != 2 or codes.shape[1] != self.config.tokenizer_config.num_image_tokens:
             raise ValueError(
