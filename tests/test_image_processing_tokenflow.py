@@ -397,6 +397,11 @@ class TestErrors:
             ({"do_pad": True, "background_color": (1, 2)}, "3 values"),
             ({"do_normalize": True, "image_mean": None}, "image_mean"),
             ({"do_rescale": False}, "no rescaling"),
+            ({"size": 0}, "`size` has sides of at least one pixel"),
+            ({"size": {"height": -5, "width": 4}}, "`size` has sides of at least one pixel"),
+            ({"crop_size": 0}, "`crop_size` has sides of at least one pixel"),
+            ({"do_pad": True, "background_color": 256}, "values of 0 to 255, but got 256"),
+            ({"do_pad": True, "background_color": [0, -1, 0]}, "values of 0 to 255"),
         ],
     )
     def test_contradicting_options(self, processor_class, options, message):
@@ -523,6 +528,8 @@ class TestPostprocess:
         processor = TokenFlowImageProcessor()
         assert len(processor.postprocess(torch.zeros(3, 4, 4))) == 1
         assert len(processor.postprocess(np.zeros((2, 3, 4, 4)))) == 2
+        for several in ([torch.zeros(3, 4, 4)] * 2, (np.zeros((3, 4, 4)),) * 2, np.zeros((2, 3, 4, 4)).tolist()):
+            assert len(processor.postprocess(several)) == 2
         assert not processor.postprocess(torch.zeros(1, 3, 4, 4, requires_grad=True), "pt").requires_grad
 
     def test_follows_the_processors_own_normalisation(self):
