@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tiny_models import ALL_KINDS, tiny_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -179,9 +180,62 @@ def test_a_codebook_is_needed():
         tiny_config(semantic_codebook_dim=0, pixel_codebook_dim=0)
 
 
+@pytest.mark.parametrize(
+    ("config_class", "field", "value"),
+    [
+        (TokenFlowConfig, "scales", 8),
+        (TokenFlowConfig, "scales", [1, 2.7, 14]),
+        (TokenFlowConfig, "image_size", "256"),
+        (TokenFlowConfig, "codebook_size", 1.5),
+        (TokenFlowConfig, "distance_weight", "1.0"),
+        (TokenFlowConfig, "semantic_config", "clip_vision_model"),
+        (TokenFlowConfig, "semantic_feature_layer", "last"),
+        (TokenFlowConfig, "semantic_feature_norm", "no"),
+        (TokenFlowConfig, "semantic_image_mean", ["0.5", "0.5", "0.5"]),
+        (TokenFlowConfig, "initializer_range", None),
+        (TokenFlowSemanticDecoderConfig, "image_size", "27"),
+        (TokenFlowTextToImageConfig, "qk_norm_eps", "1e-6"),
+        (TokenFlowTextToImageConfig, "use_text_head", "no"),
+        (TokenFlowTextToImageConfig, "tokenizer_config", "tokenflow-b"),
+        (TokenFlowUnderstandingConfig, "image_token_id", "<image>"),
+        (TokenFlowUnderstandingConfig, "feature_strategy", None),
+        (TokenFlowUnderstandingConfig, "tie_word_embeddings", "false"),
+    ],
+)
+def test_values_of_another_type(config_class: Any, field: str, value: object):
+    with pytest.raises(StrictDataclassError, match=f"'{field}'"):
+        config_class(**{field: value})
+    if config_class is TokenFlowConfig:
+        with pytest.raises(ValueError, match=f"'{field}'"):
+            TokenFlowConfig.from_preset("tokenflow-b", **{field: value})
+
+
+def test_whole_numbers_do_for_fractions_and_tuples_for_lists():
+    weights = {"distance_weight": 2, "entropy_weight": 1, "initializer_range": 1}
+    config = tiny_config(scales=(1, 2, 4), semantic_image_mean=[0, 0.5, 1], semantic_image_std=(1, 1, 0.5), **weights)
+    assert config.distance_weight == 2 and config.semantic_image_mean == [0, 0.5, 1]
+    assert tiny_generator_config(qk_norm_eps=1).qk_norm_eps == 1
+
+
+CARDS = sorted((Path(__file__).parents[1] / "hub_cards").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_published_configurations_load(path: Path, logged: Callable[[], str]):
+    fields = json.loads(path.read_text())
+    assert CONFIG_MAPPING[fields["model_type"]].from_dict(fields).model_type == fields["model_type"]
+    assert "did you mean" not in logged()
+
+
 def test_slips_of_the_pen(logged: Callable[[], str]):
     TokenFlowConfig(code_book_size=8)
-    assert "did you mean `codebook_size`" in logged()
+    assert "is no field of TokenFlowConfig and does nothing; did you mean `codebook_size`" in logged()
+    TokenFlowTextToImageConfig(use_text_haed=False)
+    assert "is no field of TokenFlowTextToImageConfig and does nothing; did you mean `use_text_head`" in logged()
+    TokenFlowUnderstandingConfig(feature_stratgy="all_scales")
+    assert "is no field of TokenFlowUnderstandingConfig and does nothing; did you mean `feature_strategy`" in logged()
+    TokenFlowUnderstandingConfig(vision_config=tiny_config())
+    assert "vision_config" not in logged()
     with pytest.raises(ValueError, match="code_book_size"):
         TokenFlowConfig.from_preset("tokenflow-b", code_book_size=8)
     with pytest.raises(ValueError, match="code_book_size"):
@@ -222,6 +276,20 @@ def test_presets_can_be_changed_without_changing_each_other():
     assert TokenFlowConfig.from_preset("tokenflow-l").to_dict() == before
     with pytest.raises(ValueError, match="tokenflow-xl"):
         TokenFlowConfig.from_preset("tokenflow-xxl")
+
+
+def test_presets_keep_the_rest_of_what_is_changed_in_part():
+    fields = {"num_hidden_layers": 6}
+    config = TokenFlowConfig.from_preset("tokenflow-b", semantic_config=fields, semantic_decoder_config=fields)
+    expected = TokenFlowConfig.from_preset("tokenflow-b").to_dict()
+    expected["semantic_config"]["num_hidden_layers"] = expected["semantic_decoder_config"]["num_hidden_layers"] = 6
+    assert config.to_dict() == expected
+    config = TokenFlowConfig.from_preset("tokenflow-l", semantic_config={"model_args": {"depth": 2}})
+    assert config.semantic_config.architecture == "vitamin_xlarge_256"
+    assert config.semantic_config.model_args == {"final_norm": False, "pos_embed": "none", "depth": 2}
+    other = {"model_type": "siglip_vision_model", "num_hidden_layers": 6}
+    semantic = TokenFlowConfig.from_preset("tokenflow-b", semantic_config=other).semantic_config
+    assert semantic.to_dict() == SiglipVisionConfig(num_hidden_layers=6).to_dict()
 
 
 # ---- The generator's ----

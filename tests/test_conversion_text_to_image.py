@@ -185,6 +185,9 @@ def test_what_shapes_do_not_show(generator: Any, tokenizer: Any):
     for unknown in ({"text_config": {"rms_eps": 1.0}}, {"num_heads": 4}):
         with pytest.raises(ValueError, match="has no fields"):
             infer(**unknown)
+    for wrong in ({"text_config": {"rms_norm_eps": "small"}}, {"qk_norm_eps": "small"}):
+        with pytest.raises(ValueError, match="TokenFlowTextToImageConfig can't be made of these fields"):
+            infer(**wrong)
 
 
 # ---- Folders ----

@@ -24,6 +24,7 @@ from transformers_tokenflow.commands.conversion import convert_checkpoint
 from transformers_tokenflow.conversion import (
     ConvertedStateDict,
     convert_understanding,
+    infer_picture_options,
     infer_understanding_config,
     understanding_layout,
     with_tokenizer,
@@ -39,7 +40,13 @@ HEADS = {"semantic_config": {"num_attention_heads": 4}, "semantic_decoder_config
 SETTINGS = [
     f"tokenizer_config.{name}.num_attention_heads={value['num_attention_heads']}" for name, value in HEADS.items()
 ]
-OFFICIAL_CONFIG = {"model_type": "llava_qwen", "num_attention_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 5000.0}
+OFFICIAL_CONFIG = {
+    "model_type": "llava_qwen",
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000.0,
+    "image_aspect_ratio": "pad",
+}
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -112,6 +119,9 @@ def test_unknown_fields(state_dict: Any):
     for unknown in ({"text_config": {"rms_eps": 1.0}}, {"num_heads": 4}, {"tokenizer_config": {"scale": [1]}}):
         with pytest.raises(ValueError, match="has no fields"):
             infer_understanding_config(state_dict, OFFICIAL_CONFIG, **unknown)
+    for wrong in ({"text_config": {"rms_norm_eps": "small"}}, {"image_token_id": "<image>"}):
+        with pytest.raises(ValueError, match="TokenFlowUnderstandingConfig can't be made of these fields"):
+            infer_understanding_config(state_dict, OFFICIAL_CONFIG, tokenizer_config=HEADS, **wrong)
 
 
 def test_tied_heads(state_dict: Any):
@@ -131,7 +141,7 @@ def official(state_dict: Any, tmp_path: Path) -> Path:
     folder.mkdir()
     save_sharded({key: value.half() for key, value in state_dict.items()}, folder, "safetensors")
     (folder / "config.json").write_text(json.dumps(OFFICIAL_CONFIG))
-    text_tokenizer = tiny_text_tokenizer()
+    text_tokenizer = tiny_text_tokenizer(padding_side="right")
     text_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|image_pad|>"]})
     text_tokenizer.save_pretrained(folder)
     return folder
@@ -151,7 +161,7 @@ def test_folder_works_with_the_auto_classes(state_dict: Any, official: Path, tmp
     assert torch.equal(model.lm_head.weight, state_dict["lm_head.weight"].half())
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     assert processor.num_image_tokens == 729
-    assert processor.image_token_id == model.config.image_token_id
+    assert processor.image_token_id == model.config.image_token_id and processor.tokenizer.padding_side == "left"
     is_qwen = model.config.text_config.model_type == "qwen2"
     assert processor.image_token == ("<|image_pad|>" if is_qwen else "<image>")
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>" if is_qwen else "</s>")
@@ -163,6 +173,23 @@ def test_folder_works_with_the_auto_classes(state_dict: Any, official: Path, tmp
     assert inputs["pixel_values"][0, :, 0, 0].tolist() == pytest.approx([127 / 127.5 - 1] * 3)
     answer = model.float().generate(**inputs, max_new_tokens=2, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+def test_how_pictures_are_cut_to_size():
+    padded, squashed = {"size": {"shortest_edge": 384}, "do_pad": True}, {"size": {"height": 384, "width": 384}}
+    assert infer_picture_options({}, 384) == infer_picture_options({"image_aspect_ratio": "pad"}, 384) == padded
+    for official in ({"hidden_size": 8}, {"image_aspect_ratio": None}, {"image_aspect_ratio": "square"}):
+        assert infer_picture_options(official, 384) == squashed
+    with pytest.raises(ValueError, match="not in parts, as image_aspect_ratio='anyres_max_9' has them"):
+        infer_picture_options({"image_aspect_ratio": "anyres_max_9"}, 384)
+
+
+@pytest.mark.parametrize("state_dict", [""], indirect=True)
+def test_pictures_of_a_model_that_does_not_pad_are_squashed(official: Path, tmp_path: Path):
+    (official / "config.json").write_text(json.dumps({**OFFICIAL_CONFIG, "image_aspect_ratio": None}))
+    convert_checkpoint(official, tmp_path / "model", settings=SETTINGS)
+    processor = AutoProcessor.from_pretrained(tmp_path / "model").image_processor
+    assert dict(processor.size) == {"height": 384, "width": 384} and not processor.do_pad
 
 
 def test_the_tokenizer_of_another_file(state_dict: Any, official: Path, tmp_path: Path):

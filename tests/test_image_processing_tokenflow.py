@@ -189,6 +189,19 @@ class TestKindsOfPictures:
         ):
             assert np.array_equal(bytes_of(processor, picture)[..., 1], bytes_)
 
+    @both_backends
+    @pytest.mark.parametrize("kind", ["float32", "float16", "int32", "uint16"])
+    @pytest.mark.parametrize("is_tensor", [False, True])
+    def test_a_dark_picture_of_an_array_is_read_as_the_others(self, processor_class, kind, is_tensor):
+        photos = np.stack([np.asarray(make_photo()), np.asarray(make_photo()) % 2])
+        arrays = photos.astype(kind) * (257 if "int" in kind else 1)
+        if kind == "int32":
+            arrays[1] = arrays[1] // 257
+        batch = torch.tensor(arrays).permute(0, 3, 1, 2) if is_tensor else arrays
+        dark, expected = pixels_of(processor_class(), batch)[1], pixels_of(processor_class(), photos)[1]
+        assert (dark - expected).abs().max() < 0.02
+        assert dark.max() < -0.97
+
     def test_transparency_in_parts(self, monkeypatch):
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (4, 33, 20), generator=generator, dtype=torch.uint8)
@@ -384,6 +397,11 @@ class TestErrors:
             ({"do_pad": True, "background_color": (1, 2)}, "3 values"),
             ({"do_normalize": True, "image_mean": None}, "image_mean"),
             ({"do_rescale": False}, "no rescaling"),
+            ({"size": 0}, "`size` has sides of at least one pixel"),
+            ({"size": {"height": -5, "width": 4}}, "`size` has sides of at least one pixel"),
+            ({"crop_size": 0}, "`crop_size` has sides of at least one pixel"),
+            ({"do_pad": True, "background_color": 256}, "values of 0 to 255, but got 256"),
+            ({"do_pad": True, "background_color": [0, -1, 0]}, "values of 0 to 255"),
         ],
     )
     def test_contradicting_options(self, processor_class, options, message):
@@ -510,6 +528,8 @@ class TestPostprocess:
         processor = TokenFlowImageProcessor()
         assert len(processor.postprocess(torch.zeros(3, 4, 4))) == 1
         assert len(processor.postprocess(np.zeros((2, 3, 4, 4)))) == 2
+        for several in ([torch.zeros(3, 4, 4)] * 2, (np.zeros((3, 4, 4)),) * 2, np.zeros((2, 3, 4, 4)).tolist()):
+            assert len(processor.postprocess(several)) == 2
         assert not processor.postprocess(torch.zeros(1, 3, 4, 4, requires_grad=True), "pt").requires_grad
 
     def test_follows_the_processors_own_normalisation(self):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -35,6 +36,13 @@ def assert_same_outputs(model: TokenFlowModel, other: TokenFlowModel, tolerance:
 
 
 # ---- Encoding and decoding ----
+
+
+@pytest.mark.parametrize("scales", [np.array([1, 4]), [1.0, 4.0]])
+def test_scales_are_whole_numbers(scales: Any):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="scales are a list of whole numbers; got"):
+        model.encode(pictures(model.config), scales)
 
 
 @every_kind
@@ -544,6 +552,31 @@ def test_compiled_for_several_batch_sizes_and_resolutions(compiled: Callable):
             pixel_values = pictures(model.config, batch=batch, size=size)
             expected = model.encode(pixel_values, scales=scales)
             assert torch.equal(encode(pixel_values, scales=scales).codes, expected.codes)
+
+
+@pytest.mark.parametrize("name", ["forward", "encode", "decode"])
+def test_exported_for_any_batch_size(name: str):
+    model = tiny_model()
+
+    class Part(torch.nn.Module):
+        """torch exports modules, of whose methods it takes `forward`."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(
+                value for value in getattr(self.model, name)(inputs).values() if isinstance(value, torch.Tensor)
+            )
+
+    inputs = pictures(model.config, 5)
+    with torch.no_grad():
+        if name == "decode":
+            inputs = model.encode(inputs).codes
+        shapes = {"inputs": {0: torch.export.Dim.DYNAMIC}}
+        exported = torch.export.export(Part(), (inputs[:2],), dynamic_shapes=shapes, strict=False)
+        torch.testing.assert_close(exported.module()(inputs), Part()(inputs))
 
 
 def test_compiled_training(compiled: Callable):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_checks import assert_same_tensors
 from safetensors.torch import load_file
-from tiny_models import IMAGE_TOKEN_ID, UNDERSTANDING_VOCABULARY, pictures, tiny_config, tiny_understanding
+from tiny_models import IMAGE_TOKEN_ID, UNDERSTANDING_VOCABULARY, pictures, tiny_config, tiny_model, tiny_understanding
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -285,6 +285,30 @@ def test_auto_classes(auto_class: Any, tmp_path: Path, model: TokenFlowForCondit
     assert isinstance(loaded, TokenFlowForConditionalGeneration)
     assert_same_tensors(model, loaded)
     assert auto_class.__name__ in AutoConfig.from_pretrained(tmp_path).auto_map
+
+
+def test_codes_may_be_lists(model: TokenFlowForConditionalGeneration):
+    inputs, codes = batch(sequence([3], "image", [5, 6])), torch.arange(21)[None]
+    expected = model.generate(**inputs, image_codes=codes, **GREEDY)
+    for given in (codes.tolist(), list(codes), codes.numpy()):
+        assert torch.equal(model.generate(**inputs, image_codes=given, **GREEDY), expected)
+        assert torch.equal(model(**inputs, image_codes=given).logits, model(**inputs, image_codes=codes).logits)
+    with pytest.raises(ValueError, match="image_codes must be whole numbers"):
+        model.generate(**inputs, image_codes=[["a"]], **GREEDY)
+
+
+def test_pictures_of_another_size_name_the_right_one(model: TokenFlowForConditionalGeneration):
+    with pytest.raises(ValueError, match="resize them to 32 pixels; the tokenizer by itself also takes scales"):
+        model.get_image_features(pictures(tiny_config(), 1, size=64))
+
+
+def test_the_encoder_of_images_is_the_tokenizer():
+    model, other = tiny_understanding(), tiny_model(seed=1)
+    for part in (model, model.model):
+        assert part.get_encoder(modality="image") is model.model.tokenizer
+        assert part.get_encoder() is part
+    model.set_encoder(other, modality="image")
+    assert model.model.tokenizer is other
 
 
 def test_half_precision_keeps_the_codebook(tmp_path: Path, model: TokenFlowForConditionalGeneration):

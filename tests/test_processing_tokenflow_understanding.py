@@ -127,12 +127,20 @@ class TestCodes:
     )
     def test_of_any_form(self, processor, form):
         codes = torch.arange(42).view(2, 21)
-        given = processor(text="<image> <image>", image_codes=form(codes)).image_codes
+        given = processor(text="<image> <image>", image_codes=form(codes), return_tensors="pt").image_codes
         assert torch.equal(given, codes) and given.dtype == torch.long
 
+    @pytest.mark.parametrize("text", [["<image> a", "<image>"], None])
+    def test_are_given_as_the_rest(self, processor, text):
+        codes = torch.arange(42).view(2, 21)
+        assert processor(text=text, image_codes=codes).image_codes == codes.tolist()
+        for options in ({"return_tensors": "np"}, {"text_kwargs": {"return_tensors": "np"}}):
+            given = processor(text=text, image_codes=codes, **options).image_codes
+            assert isinstance(given, np.ndarray) and given.tolist() == codes.tolist()
+
     def test_of_one_picture(self, processor):
-        assert processor(text="<image>", image_codes=torch.arange(21)).image_codes.shape == (1, 21)
-        assert processor(text="<image>", image_codes=list(range(21))).image_codes.shape == (1, 21)
+        assert processor(text="<image>", image_codes=torch.arange(21)).image_codes == [list(range(21))]
+        assert processor(text="<image>", image_codes=list(range(21))).image_codes == [list(range(21))]
         for none in ([], torch.empty(0, 21, dtype=torch.long)):
             assert list(processor(text="ab", image_codes=none)) == ["input_ids", "attention_mask"]
 
@@ -164,9 +172,25 @@ class TestOptions:
         right = processor(text=["abc", "a"], padding_side="right", return_tensors="pt")
         assert right.attention_mask[1].tolist()[-1] == 0
 
-    def test_wherever_the_tokenizer_pads(self, tmp_path):
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_the_tokenizers_own_side_stays(self, side, tmp_path):
         """Pipelines go by the tokenizer's side."""
-        processor = tiny_conversation_processor(tokenizer=tiny_text_tokenizer(padding_side="right"))
+        tiny_conversation_processor().save_pretrained(tmp_path)
+        tokenizer = tiny_text_tokenizer(padding_side=side)
+        for processor in (
+            tiny_conversation_processor(tokenizer=tokenizer),
+            TokenFlowProcessor.from_pretrained(tmp_path, padding_side=side),
+        ):
+            processor.save_pretrained(tmp_path / "again")
+            for each in (processor, TokenFlowProcessor.from_pretrained(tmp_path / "again")):
+                assert each.tokenizer.padding_side == side
+                assert each(text=["abc", "a"]).attention_mask[1][0 if side == "left" else -1] == 0
+
+    def test_without_a_side_of_its_own_a_tokenizer_is_not_changed(self, tmp_path):
+        tokenizer = tiny_text_tokenizer()
+        processor = tiny_conversation_processor(tokenizer=tokenizer)
+        assert tokenizer.padding_side == "right" and "padding_side" not in tokenizer.init_kwargs
+        processor(text=["abc", "a"], padding_side="right")
         processor.save_pretrained(tmp_path)
         for each in (processor, TokenFlowProcessor.from_pretrained(tmp_path)):
             assert each(text=["abc", "a"]).attention_mask[1][0] == 0 and each.tokenizer.padding_side == "left"

@@ -2,8 +2,10 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -354,6 +356,14 @@ def test_scales_that_do_not_ascend(scales: list[int]):
     for method in (quantizer.split_codes, quantizer.codes_to_features, quantizer.next_scale_inputs):
         with pytest.raises(ValueError, match="scales are positive sides in ascending order"):
             method(codes, scales)
+
+
+@pytest.mark.parametrize("scales", [[1.0, 2.0, 4.0], np.array([1, 2, 4]), torch.tensor([1, 2, 4]), 4])
+def test_scales_that_are_no_list_of_whole_numbers(scales: Any):
+    with pytest.raises(ValueError, match="scales are a list of whole numbers; got"):
+        make_quantizer([1, 2, 4])(make_features(2, 4), scales=scales)
+    with pytest.raises(ValueError, match="scales are a list of whole numbers; got"):
+        make_quantizer(scales)
 
 
 # ---- Gradients ----

@@ -135,6 +135,8 @@ USE_GENERATOR = """
     painter.save_pretrained(again / "pipeline")
     model.save_pretrained(again / "parts")
     processor.save_pretrained(again / "parts")
+    model.tokenizer.save_pretrained(again / "tokenizer")
+    AutoModel.from_pretrained(again / "tokenizer", trust_remote_code=True).decode(codes)
     assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
 """
 USE_DIFFUSERS = """
@@ -155,7 +157,8 @@ USE_UNDERSTANDING = """
     from pathlib import Path
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, pipeline
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers import AutoProcessor, pipeline
     folder, again = Path({folder!r}), Path({again!r})
     expected = load_file(folder / "expected.safetensors")
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -174,6 +177,15 @@ USE_UNDERSTANDING = """
     assert torch.equal(answer["generated_token_ids"], expected["output"][0])
     model.save_pretrained(again)
     processor.save_pretrained(again)
+    model.model.tokenizer.save_pretrained(again / "tokenizer")
+    model.config.tokenizer_config.save_pretrained(again / "tokenizer_config")
+    model.model.save_pretrained(again / "without_head")
+    AutoConfig.from_pretrained(again / "tokenizer_config", trust_remote_code=True)
+    tokenizer = AutoModel.from_pretrained(again / "tokenizer", trust_remote_code=True)
+    codes = [part.encode(inputs.pixel_values).codes for part in (tokenizer, model.model.tokenizer)]
+    assert torch.equal(*codes)
+    headless = AutoModelForImageTextToText.from_pretrained(again / "without_head", trust_remote_code=True)
+    assert torch.equal(headless.model.projector.linear_1.weight, model.model.projector.linear_1.weight)
     assert not {{name.split(".")[0] for name in sys.modules}} & set(blocked)
 """
 

@@ -1,9 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Configurations of TokenFlow (arXiv 2412.03069): the image tokenizer, and the models that work with its tokens."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
@@ -82,6 +80,20 @@ class TokenFlowConfigMixin:
     """What the configurations of all models have in common."""
 
     model_type: str
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        self._warn_of_typos(kwargs)
+
+    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
+        """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
+        config_class: Any = type(self)
+        for key in unknown:
+            close = get_close_matches(key, config_class.__dataclass_fields__, n=1, cutoff=0.7)
+            if close and not hasattr(config_class, key) and key not in config_class.attribute_map:
+                logger.warning(
+                    f"`{key}` is no field of {config_class.__name__} and does nothing; did you mean `{close[0]}`?"
+                )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -171,8 +183,8 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
     semantic_config: dict | PreTrainedConfig | None = None
     semantic_feature_layer: int = -2
     semantic_feature_norm: bool = False
-    semantic_image_mean: list[float] | tuple[float, ...] | None = (0.5, 0.5, 0.5)
-    semantic_image_std: list[float] | tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    semantic_image_mean: list[float | int] | tuple[float | int, ...] | None = (0.5, 0.5, 0.5)
+    semantic_image_std: list[float | int] | tuple[float | int, ...] | None = (0.5, 0.5, 0.5)
     pixel_channels: int = 128
     pixel_channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
     pixel_num_res_blocks: int = 2
@@ -184,28 +196,20 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
     decoder_num_res_blocks: int | None = None
     semantic_decoder_config: dict | PreTrainedConfig | None = None
     teacher_hidden_size: int = 1152
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_depth(self.semantic_config, "num_hidden_layers")
         check_depth(self.semantic_decoder_config, "num_hidden_layers")
         super().__post_init__(**kwargs)
-        self.scales = [int(scale) for scale in self.scales]
+        self.scales = list(self.scales)
         if self.decoder_channels is None:
             self.decoder_channels = self.pixel_channels
         if self.decoder_num_res_blocks is None:
             self.decoder_num_res_blocks = self.pixel_num_res_blocks
-        self._warn_of_typos(kwargs)
         self._check_sizes()
         self._check_pixel_levels()
         check_depth(self, "pixel_num_res_blocks", "decoder_num_res_blocks")
-
-    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
-        """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
-        for key in unknown:
-            close = get_close_matches(key, TokenFlowConfig.__dataclass_fields__, n=1, cutoff=0.7)
-            if close and not hasattr(TokenFlowConfig, key):
-                logger.warning(f"`{key}` is no field of TokenFlowConfig and does nothing; did you mean `{close[0]}`?")
 
     def _check_sizes(self) -> None:
         if not self.scales or self.scales[0] < 1 or self.scales != sorted(self.scales):
@@ -264,7 +268,7 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return self.pixel_patch_size * 2 ** (len(self.pixel_channel_multipliers) - 1)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> TokenFlowConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> "TokenFlowConfig":
         """
         The configuration of a published variant.
 
@@ -274,17 +278,17 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
                 `"tokenflow-l-paper"` (with the scale 3 that the paper's Table 11 lists and the code does not have),
                 `"tokenflow-xl"` (SigLIP-so400m, 384 pixels). The paper calls B's encoder ViT-B/14; its scale list,
                 which ends at 14, and the released code agree on patches of 16.
-            overrides: fields to change.
+            overrides: fields to change; dictionaries are merged into the variant's, see `merge_fields`.
 
         Raises:
             ValueError: the name, or a field to change, is unknown.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose from {', '.join(sorted(PRESETS))}")
-        return cls.from_fields({**PRESETS[name], **overrides})
+        return cls.from_fields(merge_fields(PRESETS[name], overrides))
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> TokenFlowConfig:
+    def from_fields(cls, fields: dict[str, Any]) -> "TokenFlowConfig":
         """
         A configuration from fields that must all exist, where the constructor keeps unknown ones as well.
 
@@ -296,10 +300,27 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
             nested = fields.get(name)
             if isinstance(nested, dict) and (nested_class := class_of(name, nested)) is not None:
                 check_fields(nested, nested_class)
-        try:
-            return cls(**deepcopy(fields))
-        except StrictDataclassError as error:
-            raise ValueError(f"a TokenFlowConfig can't be made of these fields: {error}") from error
+        return make_config(cls, fields)
+
+
+def merge_fields(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with others in their place. Dictionaries are merged in turn, but with one that names another model."""
+    merged = dict(fields)
+    for name, value in overrides.items():
+        known = fields.get(name)
+        are_merged = isinstance(known, dict) and isinstance(value, dict)
+        if are_merged and value.get("model_type", known.get("model_type")) == known.get("model_type"):
+            value = merge_fields(known, value)
+        merged[name] = value
+    return merged
+
+
+def make_config(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> Any:
+    """A configuration from fields. Values of another type are a ValueError, as those that can't be are."""
+    try:
+        return config_class(**deepcopy(fields))
+    except StrictDataclassError as error:
+        raise ValueError(f"a {config_class.__name__} can't be made of these fields: {error}") from error
 
 
 def class_of(name: str, fields: dict[str, Any]) -> type[PreTrainedConfig] | None:
@@ -432,7 +453,7 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     tokenizer_config: dict | PreTrainedConfig | None = None
-    qk_norm_eps: float = 1e-6
+    qk_norm_eps: float | int = 1e-6
     use_text_head: bool = True
     tie_word_embeddings: bool = False
 
@@ -462,8 +483,8 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
-# Beside AutoModel; a class names but one of them by itself.
-UNDERSTANDING_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+# A class names but one of them by itself.
+UNDERSTANDING_AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 # What language models do to the scores of their heads, beside a linear map; 1 or None leaves them as they are.
 HEAD_SETTINGS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "logits_soft_cap")
 # Language models whose heads always have a bias, and those that call it otherwise than `lm_head_bias`.
@@ -552,12 +573,17 @@ class TokenFlowUnderstandingConfig(TokenFlowConfigMixin, PreTrainedConfig):
         return self.tokenizer_config.grid_size**2
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; those who don't have this package find the model's code by any of its Auto classes."""
+        """All fields; those who don't have this package find the whole model's code by any of its Auto classes."""
         fields = super().to_dict()
         auto_map = fields.get("auto_map") or {}
         if "AutoModel" in auto_map:
-            auto_map.update(dict.fromkeys(UNDERSTANDING_AUTO_CLASSES, auto_map["AutoModel"]))
+            model = auto_map["AutoModel"].replace("TokenFlowUnderstandingModel", "TokenFlowForConditionalGeneration")
+            auto_map.update(dict.fromkeys(UNDERSTANDING_AUTO_CLASSES, model))
         return fields
 
+
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+for config_class in (TokenFlowConfig, TokenFlowTextToImageConfig, TokenFlowUnderstandingConfig):
+    config_class.register_for_auto_class()
 
 __all__ = ["TokenFlowConfig", "TokenFlowTextToImageConfig", "TokenFlowUnderstandingConfig"]

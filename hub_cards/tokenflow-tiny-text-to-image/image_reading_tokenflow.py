@@ -6,6 +6,7 @@ import io
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.ExifTags
@@ -167,7 +168,8 @@ def _array_to_tensor(image: "np.ndarray | torch.Tensor") -> torch.Tensor:
 def _to_known_range(image: torch.Tensor, do_rescale: bool | None) -> torch.Tensor:
     """Bring the values to bytes, or to float32 between black (0) and white (255, or 1 without rescaling).
 
-    uint16 counts to 65535; wider integers count to 255 if that holds them, else to 65535; floats go to 1 or 255.
+    uint16 counts to 65535; wider integers count to 255 if that holds them, else to 65535; floats go to 1 or 255. Of an
+    array of pictures `separate_pictures` has seen to it that all of them are read alike.
     """
     if image.dtype == torch.uint8:
         return image
@@ -176,14 +178,11 @@ def _to_known_range(image: torch.Tensor, do_rescale: bool | None) -> torch.Tenso
     if image.is_complex():
         raise ValueError(f"A picture holds real numbers, but got a tensor of dtype {image.dtype}.")
     is_integer = not image.is_floating_point()
-    wide = image.to(torch.int64 if is_integer else torch.float32)
+    wide = _widen(image)
     low, high = (value.item() for value in torch.aminmax(wide))
-    if is_integer:
-        source_white = WHITE_BYTE if high <= WHITE_BYTE and image.dtype != torch.uint16 else WHITE_16_BIT
-    elif not (math.isfinite(low) and math.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("A picture holds finite numbers, but got NaN or infinity.")
-    else:
-        source_white = 1.0 if high <= 1 + FLOAT_TOLERANCE or not do_rescale else WHITE_BYTE
+    source_white = _source_white(image.dtype, high) if is_integer or do_rescale else 1.0
     slack = 0.0 if is_integer else FLOAT_TOLERANCE * source_white
     if low < -slack or high > source_white + slack:
         expected = "0 to 65535" if is_integer else "0 to 1 or 0 to 255" if do_rescale else "0 to 1 (no rescaling)"
@@ -192,6 +191,33 @@ def _to_known_range(image: torch.Tensor, do_rescale: bool | None) -> torch.Tenso
         return image.to(torch.uint8)
     white = WHITE_BYTE if do_rescale else 1.0
     return (wide.to(torch.float32) * (white / source_white)).clamp(0, white)
+
+
+def _widen(image: torch.Tensor) -> torch.Tensor:
+    """As numbers that torch can compare, which unsigned ones of more than 8 bits are not."""
+    return image.to(torch.float32 if image.is_floating_point() else torch.int64)
+
+
+def _source_white(dtype: torch.dtype, high: float) -> float:
+    """What white is among values of which the highest is this."""
+    if dtype.is_floating_point:
+        return 1.0 if high <= 1 + FLOAT_TOLERANCE else WHITE_BYTE
+    return WHITE_BYTE if high <= WHITE_BYTE and dtype != torch.uint16 else WHITE_16_BIT
+
+
+def separate_pictures(batch: "np.ndarray | torch.Tensor") -> list[Any]:
+    """
+    The pictures of an array (B, ...), whose white is one.
+
+    Those that would pass for another range, such as dark ones of values up to 255 for ones of values up to 1, become
+    floats between 0 and 1.
+    """
+    values = _array_to_tensor(batch)
+    if values.dtype in (torch.uint8, torch.bool) or values.is_complex() or 0 in values.shape:
+        return list(batch)
+    whites = [_source_white(values.dtype, _widen(picture).amax().item()) for picture in values]
+    white = max(whites)
+    return [picture if own == white else picture / white for picture, own in zip(batch, whites, strict=True)]
 
 
 def _to_rgb(image: torch.Tensor, white: float) -> torch.Tensor:

@@ -197,7 +197,8 @@ class TokenFlowSemanticDecoder(SiglipPreTrainedModel):
         """(B, semantic_codebook_dim, grid, grid) -> (B, grid², teacher_hidden_size)"""
         grid = features.shape[-1]
         hidden_states = self.in_proj(features.flatten(2).transpose(1, 2))
-        hidden_states = torch.cat([self.class_token.expand(len(features), -1, -1), hidden_states], dim=1)
+        class_tokens = self.class_token.expand(features.shape[0], -1, -1)  # `len` would fix the batch of an export
+        hidden_states = torch.cat([class_tokens, hidden_states], dim=1)
         hidden_states = hidden_states + interpolate_positions(self.position_embedding, grid)
         hidden_states = self.encoder(hidden_states).last_hidden_state[:, 1:]
         return self.projection(self.norm(hidden_states))

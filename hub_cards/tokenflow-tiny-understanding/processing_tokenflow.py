@@ -54,7 +54,7 @@ class TokenFlowProcessor(ConversationProcessorMixin):
 
     With an `image_token` it is the understanding model's. Then texts are taken as they stand, and have that token
     wherever a picture belongs: `apply_chat_template` makes such texts of conversations. Padding is to the left here,
-    too.
+    too, unless the tokenizer was made with a `padding_side`.
 
     Args:
         image_processor (`TokenFlowImageProcessor`):

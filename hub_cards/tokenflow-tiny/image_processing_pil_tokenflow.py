@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading_tokenflow import WHITE_BYTE, open_picture, picture_to_tensor, white_value
+from .image_reading_tokenflow import WHITE_BYTE, open_picture, picture_to_tensor, separate_pictures, white_value
 from .push_tokenflow import TokenFlowPushMixin
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         if isinstance(images, (list, tuple)):
             return [picture for item in images for picture in self._flatten(item, expected_ndims)]
         is_batch = not isinstance(images, PIL.Image.Image) and images.ndim == expected_ndims + 1
-        return list(images) if is_batch else [images]
+        return separate_pictures(images) if is_batch else [images]
 
     def _standardize_kwargs(self, background_color: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:
         """Bring the options to the form that is kept and compared."""
@@ -159,11 +159,17 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         background_color: int | tuple[int, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raise a ValueError for options that contradict each other."""
+        """Raise a ValueError for options that contradict each other, and for values that can't be."""
         if do_resize and set(dict(size or {})) not in ({"shortest_edge"}, {"height", "width"}):
             raise ValueError(f"`size` has the key 'shortest_edge' or the keys 'height' and 'width', but got {size}.")
+        for name, sides in (("size", size), ("crop_size", crop_size)):
+            if any(side < 1 for _, side in sides or ()):
+                raise ValueError(f"`{name}` has sides of at least one pixel, but got {sides}.")
         if do_pad and background_color is None:
             raise ValueError("`do_pad` needs a `background_color`, but got None.")
+        colors = background_color if isinstance(background_color, tuple) else (background_color or 0,)
+        if not all(0 <= color <= WHITE_BYTE for color in colors):
+            raise ValueError(f"`background_color` has values of 0 to 255, but got {background_color}.")
         super()._validate_preprocess_kwargs(
             size=size, crop_size=crop_size or _square_or_none(size), do_resize=do_resize, **kwargs
         )
@@ -241,19 +247,21 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
 
     @torch.no_grad()
     def postprocess(
-        self, pixel_values: "torch.Tensor | np.ndarray", output_type: str = "pil"
+        self, pixel_values: "torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]", output_type: str = "pil"
     ) -> "list[PIL.Image.Image] | np.ndarray | torch.Tensor":
         """Turn the model's pixels back into pictures.
 
         Args:
-            pixel_values (`torch.Tensor` or `np.ndarray` (B, 3, H, W) or (3, H, W)): in [-1, 1], what lies outside is
-                cut off; any float dtype.
+            pixel_values (`torch.Tensor` or `np.ndarray` (B, 3, H, W) or (3, H, W), or a list of the latter): in
+                [-1, 1], what lies outside is cut off; any float dtype.
             output_type (`str`): "pil" for a list of PIL images, rounded to the nearest byte as the official code does
                 (x · 127.5 + 128, truncated); "np" for an array (B, H, W, 3) in [0, 1]; "pt" for a tensor (B, 3, H, W)
                 in [0, 1] on the same device. Both are float32 and not rounded.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` is 'pil', 'np' or 'pt', but got {output_type!r}.")
+        if isinstance(pixel_values, (list, tuple)) and pixel_values:
+            pixel_values = torch.stack([torch.as_tensor(picture) for picture in pixel_values])
         pixels = torch.as_tensor(pixel_values).to(torch.float32)
         if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
             raise ValueError(f"`pixel_values` has shape (B, 3, H, W), but got {tuple(pixels.shape)}.")

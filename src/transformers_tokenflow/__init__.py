@@ -59,11 +59,8 @@ AutoProcessor.register(TokenFlowUnderstandingConfig, TokenFlowProcessor, exist_o
 PIPELINE_REGISTRY.register_pipeline("text-to-image", pipeline_class=TextToImagePipeline, pt_model=AutoModel)
 
 # `save_pretrained` of these writes their modules and an `auto_map`, so that the folder works without this package.
-TokenFlowConfig.register_for_auto_class()
-TokenFlowModel.register_for_auto_class("AutoModel")
-TokenFlowTextToImageConfig.register_for_auto_class()
+# What is a part of others, too, is registered in its own module, for those who have that alone.
 TokenFlowForTextToImage.register_for_auto_class("AutoModel")
-TokenFlowUnderstandingConfig.register_for_auto_class()
 TokenFlowForConditionalGeneration.register_for_auto_class("AutoModel")
 TokenFlowImageProcessor.register_for_auto_class()
 TokenFlowImageProcessorPil.register_for_auto_class()

@@ -2,6 +2,7 @@
 """The understanding model's half of the processor: texts with pictures in them."""
 
 from collections.abc import Sequence
+from copy import copy
 from inspect import signature
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .push_tokenflow import TokenFlowPushMixin
+from .quantization_tokenflow import as_codes
 
 # transformers before 5.23 has to be told the kinds of options, and looks there for the defaults, not at the processor.
 DEFAULTS_STAND_WITH_KINDS = (
@@ -34,9 +36,9 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         self.image_token_id = name_image_token(self.tokenizer, image_token)
         self._after_picture = " " if lacks_space_after(self.tokenizer, image_token) else ""
         self.text_kwargs = {"padding": True}
-        self.tokenizer.padding_side = "left"  # for generation, and for pipelines, which pad batches themselves
         if self.tokenizer.pad_token is None:  # as officially; a new token would have no embedding
             self.tokenizer.pad_token = self.tokenizer.unk_token or self.tokenizer.eos_token
+        self.tokenizer: Any = padding_to_the_left(self.tokenizer)
 
     def _converse(self, images: Any, text: Any, image_codes: Any, **kwargs: Any) -> BatchFeature:
         """What a call gives for conversations; see `TokenFlowProcessor.__call__`."""
@@ -46,7 +48,8 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         codes = as_codes(image_codes) if holds_something(image_codes) else None
         inputs = super().__call__(images=pictures, text=text, image_codes=codes, **kwargs)
         if codes is not None and len(codes):
-            inputs["image_codes"] = codes
+            options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["text_kwargs"]
+            inputs.update(BatchFeature({"image_codes": codes.tolist()}, tensor_type=options.get("return_tensors")))
         return inputs
 
     def validate_inputs(
@@ -99,6 +102,20 @@ class ConversationProcessorMixin(TokenFlowPushMixin, ProcessorMixin):
         )
 
 
+def padding_to_the_left(tokenizer: Any) -> Any:
+    """
+    A tokenizer whose padding is to the left unless it was made with a side of its own.
+
+    Generation needs that, also of pipelines, which pad batches themselves. The caller's tokenizer pads as it did.
+    """
+    if "padding_side" in tokenizer.init_kwargs:
+        return tokenizer
+    tokenizer = copy(tokenizer)
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "left"}  # or it would not be saved
+    return tokenizer
+
+
 def name_image_token(tokenizer: Any, token: str) -> int:
     """
     Make a token the tokenizer's `image_token`, by which chat templates call it, and add it if there is none like it.
@@ -136,30 +153,6 @@ def holds_something(images: Any) -> bool:
     if isinstance(images, (list, tuple)):
         return any(holds_something(item) for item in images)
     return images is not None
-
-
-def as_codes(image_codes: Any) -> torch.Tensor:
-    """
-    Codes of pictures as a tensor.
-
-    Args:
-        image_codes: (num_images, L), or (L,) of one picture: a tensor, an array or lists.
-
-    Returns:
-        (num_images, L) long.
-
-    Raises:
-        ValueError: they have another shape, or are no whole numbers.
-    """
-    try:
-        is_list = isinstance(image_codes, (list, tuple))
-        codes = torch.stack([torch.as_tensor(row) for row in image_codes]) if is_list else torch.as_tensor(image_codes)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"image_codes must be whole numbers (num_images, L): {error}") from error
-    codes = codes[None] if codes.ndim == 1 else codes
-    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise ValueError(f"image_codes must be whole numbers (num_images, L); got {codes.dtype} {tuple(codes.shape)}")
-    return codes.long()
 
 
 __all__ = ["ConversationProcessorMixin"]

@@ -238,9 +238,12 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         grid, size = features.shape[-1], pixel_values.shape[-1]
         last = (self.config.scales if scales is None else scales)[-1:]  # that there is one, the quantiser checks
         if any(scale != grid for scale in last) and (scales is None or not self.training):
-            instead = f"resize them to {self.config.image_size} pixels, or " if size != self.config.image_size else ""
+            fitting = self.config.image_size
+            instead = (
+                f"resize them to {fitting} pixels; the tokenizer by itself also takes" if size != fitting else "pass"
+            )
             raise ValueError(
-                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {last[0]}: {instead}pass "
+                f"pictures of {size} pixels give a grid of {grid}, but the scales end at {last[0]}: {instead} "
                 f"scales=[..., {grid}]"
             )
         return self.quantizer(features, scales, return_loss)
@@ -287,7 +290,7 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers; got {codes.dtype}")
-        if codes.dim() == 2 and len(codes) == 0:
+        if codes.dim() == 2 and codes.shape[0] == 0:
             raise ValueError(f"expected codes of at least one picture; got none, of shape {tuple(codes.shape)}")
         if codes.numel() == 0 or torch.compiler.is_compiling() or codes.is_meta:
             return
@@ -394,5 +397,8 @@ def resize_pixels(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
         return pixel_values
     return F.interpolate(pixel_values, size=(size, size), mode="bicubic")
 
+
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+TokenFlowModel.register_for_auto_class("AutoModel")
 
 __all__ = ["TokenFlowModel", "TokenFlowPreTrainedModel", "TokenFlowOutput"]

@@ -19,7 +19,7 @@ from .low_bits_tokenflow import TokenFlowLowBitsMixin
 from .modeling_tokenflow import TokenFlowModel
 from .projector_tokenflow import TokenFlowProjector
 from .push_tokenflow import TokenFlowPushMixin
-from .quantization_tokenflow import pool, to_tokens
+from .quantization_tokenflow import as_codes, pool, to_tokens
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -128,6 +128,16 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """As of any model; that of images is the tokenizer, which transformers knows by other names."""
+        return self.tokenizer if modality == "image" else super().get_encoder(modality)
+
+    def set_encoder(self, encoder: Any, modality: str | None = None) -> None:
+        if modality == "image":
+            self.tokenizer = encoder
+        else:
+            super().set_encoder(encoder, modality)
+
     @capture_outputs(tie_last_hidden_states=False)
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_codes: torch.Tensor | None = None, **kwargs: Any
@@ -137,7 +147,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
 
         Args:
             pixel_values: (num_images, 3, H, H) in [-1, 1].
-            image_codes: (num_images, L), their codes of all scales, in place of pixels.
+            image_codes: (num_images, L), their codes of all scales, in place of pixels; also as lists.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` (num_images, N, d_sem + d_pix), the quantised features, N
@@ -165,6 +175,7 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
     @torch.no_grad()
     def _read_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """(num_images, L) -> (num_images, N, d_sem + d_pix)"""
+        codes = codes if isinstance(codes, torch.Tensor) else as_codes(codes)
         self.tokenizer._check_codes(codes)
         if codes.dim() != 2 or codes.shape[1] != self.config.tokenizer_config.num_image_tokens:
             raise ValueError(
@@ -387,6 +398,9 @@ class TokenFlowForConditionalGeneration(TokenFlowUnderstandingPreTrainedModel, G
             torch_compilable_check(number == 0, lambda: f"the text has {number} image tokens, but no picture is given")
         return model_kwargs
 
+
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+TokenFlowUnderstandingModel.register_for_auto_class("AutoModel")
 
 __all__ = [
     "TokenFlowForConditionalGeneration",

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -416,9 +417,35 @@ class TokenFlowQuantizer(nn.Module):
 
 def check_scales(scales: Sequence[int]) -> None:
     """Raise a ValueError for sides of token maps that can't be."""
+    if not isinstance(scales, Sequence) or any(isinstance(scale, float) for scale in scales):
+        raise ValueError(f"scales are a list of whole numbers; got {scales!r}")
     # `sorted` takes no symbolic sizes, which compilation has for a second resolution.
     if not scales or scales[0] < 1 or any(first > second for first, second in itertools.pairwise(scales)):
         raise ValueError(f"scales are positive sides in ascending order, coarse first; got {scales}")
+
+
+def as_codes(image_codes: Any) -> torch.Tensor:
+    """
+    Codes of pictures as a tensor.
+
+    Args:
+        image_codes: (num_images, L), or (L,) of one picture: a tensor, an array or lists.
+
+    Returns:
+        (num_images, L) long.
+
+    Raises:
+        ValueError: they have another shape, or are no whole numbers.
+    """
+    try:
+        is_list = isinstance(image_codes, (list, tuple))
+        codes = torch.stack([torch.as_tensor(row) for row in image_codes]) if is_list else torch.as_tensor(image_codes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"image_codes must be whole numbers (num_images, L): {error}") from error
+    codes = codes[None] if codes.ndim == 1 else codes
+    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"image_codes must be whole numbers (num_images, L); got {codes.dtype} {tuple(codes.shape)}")
+    return codes.long()
 
 
 def lookup(codes: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ..conversion import (
     holds_text_tokenizer,
     holds_tokenizer,
     infer_config,
+    infer_picture_options,
     infer_text_to_image_config,
     infer_understanding_config,
     is_text_to_image,
@@ -181,10 +182,11 @@ def plan_understanding(
         raise CommandError(f"{path} lacks its image tokenizer: pass --tokenizer with its file, tokenflow_siglip_32k.pt")
     text_tokenizer = find_text_tokenizer(path, text_tokenizer)
     whole = source if tokenizer is None else with_tokenizer(source, open_checkpoint(tokenizer))
-    config = infer_understanding_config(whole, official_fields(path), **overrides)
+    official = official_fields(path)
+    config = infer_understanding_config(whole, official, **overrides)
     conversation, image_token, end = CONVERSATIONS[config.text_config.model_type]
     processor = TokenFlowProcessor(
-        make_processor(size={"shortest_edge": config.tokenizer_config.image_size}, do_pad=True),
+        make_processor(**infer_picture_options(official, config.tokenizer_config.image_size)),
         load_text_tokenizer(text_tokenizer, config.text_config.vocab_size, pad_token=None),
         chat_template=load_chat_template(conversation),
         image_token=image_token,

@@ -16,6 +16,7 @@ from .tokenizer_config import infer_config
 from .understanding import (
     convert_understanding,
     holds_tokenizer,
+    infer_picture_options,
     infer_understanding_config,
     is_understanding,
     understanding_layout,
@@ -38,6 +39,7 @@ __all__ = [
     "holds_text_tokenizer",
     "holds_tokenizer",
     "infer_config",
+    "infer_picture_options",
     "infer_text_to_image_config",
     "infer_understanding_config",
     "is_text_to_image",

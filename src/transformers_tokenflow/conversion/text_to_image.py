@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from ..configuration_tokenflow import LLAMA_2_7B, ROTARY, TokenFlowTextToImageConfig, check_fields
+from ..configuration_tokenflow import (
+    LLAMA_2_7B,
+    ROTARY,
+    TokenFlowTextToImageConfig,
+    check_fields,
+    make_config,
+    merge_fields,
+)
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .tokenizer import tokenizer_layout
-from .tokenizer_config import count_numbers, infer_config, merge_fields
+from .tokenizer_config import count_numbers, infer_config
 
 # Where the tokenizer is: it is so called here, and put beside the generator's official keys, which don't have it.
 TOKENIZER = "tokenizer."
@@ -98,11 +105,9 @@ def infer_text_to_image_config(
         fields = _text_fields(generator, tokenizer_config.codebook_size, official or {})
     except KeyError as error:
         raise ValueError(f"this is no official TokenFlow generator, which would have {error.args[0]}") from error
-    return TokenFlowTextToImageConfig(
-        text_config={"model_type": "llama", **merge_fields(fields, text)},
-        tokenizer_config=tokenizer_config.to_dict(),
-        **overrides,
-    )
+    text_config = {"model_type": "llama", **merge_fields(fields, text)}
+    parts = {"text_config": text_config, "tokenizer_config": tokenizer_config.to_dict()}
+    return make_config(TokenFlowTextToImageConfig, {**parts, **overrides})
 
 
 def _text_fields(generator: StateDict, codebook_size: int, official: Mapping[str, Any]) -> dict[str, Any]:

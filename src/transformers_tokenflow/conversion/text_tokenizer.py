@@ -24,7 +24,7 @@ def holds_text_tokenizer(folder: Path) -> bool:
 
 def load_text_tokenizer(name: str, vocab_size: int, pad_token: str | None = PAD_TOKEN) -> Any:
     """
-    The text tokenizer of a folder or a repository, without visual tokens, and with one for padding.
+    The text tokenizer of a folder or a repository, without visual tokens, and with one for padding, to the left.
 
     Args:
         name: of the folder or the repository.
@@ -37,7 +37,7 @@ def load_text_tokenizer(name: str, vocab_size: int, pad_token: str | None = PAD_
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the type of the official model is none that transformers knows
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, padding_side="left")
     except Exception as error:  # whatever the network, a missing library or a damaged file makes of it
         raise ValueError(f"the text tokenizer of {name} can't be loaded: {error}") from error
     finally:

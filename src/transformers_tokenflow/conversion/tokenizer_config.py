@@ -3,10 +3,9 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from ..configuration_tokenflow import OPENAI_MEAN, OPENAI_STD, TokenFlowConfig
+from ..configuration_tokenflow import OPENAI_MEAN, OPENAI_STD, TokenFlowConfig, merge_fields
 from .checkpoints import StateDict
 
 
@@ -39,15 +38,6 @@ def infer_config(state_dict: StateDict, **overrides: Any) -> TokenFlowConfig:
     if is_enhanced and fields["image_size"] == 224:  # its positions are for 224 pixels, but it is meant for 256
         fields["image_size"], fields["scales"] = 256, [*fields["scales"], 16]
     return TokenFlowConfig.from_fields(merge_fields(fields, overrides))
-
-
-def merge_fields(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with others in their place; where both are dictionaries, they are merged in turn."""
-    merged = dict(fields)
-    for name, value in overrides.items():
-        known = fields.get(name)
-        merged[name] = merge_fields(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def count_numbers(state_dict: StateDict, pattern: str) -> int:

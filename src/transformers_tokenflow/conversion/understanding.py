@@ -7,14 +7,21 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from ..configuration_tokenflow import QWEN_2_5_14B, ROTARY, TokenFlowUnderstandingConfig, check_fields
+from ..configuration_tokenflow import (
+    QWEN_2_5_14B,
+    ROTARY,
+    TokenFlowUnderstandingConfig,
+    check_fields,
+    make_config,
+    merge_fields,
+)
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import Checkpoint, StateDict
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .text_to_image import LAYER, is_text_to_image
 from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
 from .tokenizer import tokenizer_layout
-from .tokenizer_config import count_numbers, infer_config, merge_fields
+from .tokenizer_config import count_numbers, infer_config
 
 TOKENIZER = "model.tokenizer."
 OFFICIAL_TOKENIZER = "model.vision_tower.vision_tower."
@@ -102,11 +109,27 @@ def infer_understanding_config(
     image_token_id = TokenFlowUnderstandingConfig.image_token_id
     if text_config["vocab_size"] <= image_token_id:
         image_token_id = text_config["vocab_size"]
-    return TokenFlowUnderstandingConfig(
-        text_config=text_config,
-        tokenizer_config=tokenizer_config.to_dict(),
-        **{"image_token_id": image_token_id, **overrides},
-    )
+    parts = {"text_config": text_config, "tokenizer_config": tokenizer_config.to_dict()}
+    return make_config(TokenFlowUnderstandingConfig, {**parts, "image_token_id": image_token_id, **overrides})
+
+
+def infer_picture_options(official: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """
+    The options of an image processor that cuts pictures to size as an official understanding model does.
+
+    Args:
+        official: the `config.json` of its folder. Without it pictures are padded, as the released models'.
+        image_size: of the tokenizer.
+
+    Raises:
+        ValueError: the model reads a picture in parts.
+    """
+    ratio = official.get("image_aspect_ratio") if official else "pad"
+    if "anyres" in str(ratio):
+        raise ValueError(f"pictures are read as a whole, and not in parts, as image_aspect_ratio={ratio!r} has them")
+    if ratio == "pad":
+        return {"size": {"shortest_edge": image_size}, "do_pad": True}
+    return {"size": {"height": image_size, "width": image_size}}
 
 
 def _text_fields(state_dict: StateDict, official: Mapping[str, Any]) -> dict[str, Any]:
