@@ -452,7 +452,7 @@ class TestReconstruct:
         for _ in range(2):  # what the command itself has written it may write again
             succeed(command, *source, tmp_path / "out", "--model", folder)
 
-    def test_what_commands_have_written_is_taken_by_name_alone(self, folder, photos, tmp_path, caplog):
+    def test_what_commands_have_written_beside_others_is_taken_by_name_alone(self, folder, photos, tmp_path, caplog):
         output, sheet = photos / "out", photos / "sheet.png"
         for _ in range(2):
             result = succeed("reconstruct", photos, "--model", folder, "--output", output, "--sheet", sheet)
@@ -461,6 +461,8 @@ class TestReconstruct:
         caplog.clear()
         result = succeed("reconstruct", output / "grey.png", "--model", folder, "--output", tmp_path / "again")
         assert "got 1 reconstruction" in result.stdout and not caplog.text
+        result = succeed("encode", output, tmp_path / "codes.parquet", "--model", folder)  # nothing else is there
+        assert "got 6 pictures" in result.stdout and not caplog.text
 
     def test_nothing_to_reconstruct(self, folder, photos, tmp_path):
         message = fail("reconstruct", photos / "broken.png", "--model", folder, "--output", tmp_path / "out")

@@ -100,7 +100,7 @@ def find_pictures(sources: Iterable[Path]) -> list[Path]:
     The picture files among files and folders, without repetition.
 
     Files are taken as they are. Folders are searched to the bottom, in order of names, for what ends like a picture;
-    hidden files, links to other folders and, with a warning, what commands have written are left out.
+    hidden files, links to other folders and, with a warning, what commands have written beside others are left out.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -110,11 +110,13 @@ def find_pictures(sources: Iterable[Path]) -> list[Path]:
 
 def _search_folder(folder: Path) -> list[Path]:
     found = list(_walk(folder))
-    written = set(filter(is_written_here, found))
-    if written:
-        pictures = counted(len(written), "picture")
+    others = [path for path in found if not is_written_here(path)]
+    if not others:  # all that is asked for
+        return found
+    if len(others) < len(found):
+        pictures = counted(len(found) - len(others), "picture")
         logger.warning(f"left out {pictures} in {folder} that commands have written: name their files to take them")
-    return [path for path in found if path not in written]
+    return others
 
 
 def _walk(folder: Path) -> Iterator[Path]:

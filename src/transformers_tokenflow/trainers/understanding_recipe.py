@@ -106,7 +106,7 @@ def make_understanding(section: dict[str, Any]) -> tuple[TokenFlowForConditional
     fields = section.get("config") or {}
     processor = TokenFlowProcessor(
         change_options(AutoImageProcessor.from_pretrained(section["tokenizer"]), section.get("image_processor", {})),
-        AutoTokenizer.from_pretrained(section.get("text_tokenizer", section.get("text_model"))),
+        AutoTokenizer.from_pretrained(section.get("text_tokenizer", section.get("text_model")), padding_side="left"),
         chat_template=read_chat_template(section["chat_template"]),
         image_token=IMAGE_TOKEN,
         num_image_tokens=make_config(fields, tokenizer.config).num_image_features,
