@@ -275,6 +275,11 @@ def test_whole_numbers_may_be_written_as_powers(tmp_path):
     assert args.max_steps == 10 and isinstance(args.max_steps, int)
 
 
+def test_fields_of_another_type_are_named(sources):
+    with pytest.raises(CommandError, match="can't be followed: .*qk_norm_eps"):
+        train_recipe(write(sources, from_scratch(sources, config={"qk_norm_eps": "small"})))
+
+
 def test_a_text_tokenizer_is_needed(sources):
     section = {name: value for name, value in from_scratch(sources).items() if name != "text_tokenizer"}
     with pytest.raises(CommandError, match="can't be followed: a generator needs a tokenizer, and a text_tokenizer"):

@@ -35,6 +35,7 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         raise CommandError(f"training needs the extra `train` ({install}): {one_line(error)}") from error
     import yaml
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import StrictDataclassError
 
     overrides = read_settings(settings)
     for key in overrides:
@@ -49,7 +50,7 @@ def train_recipe(path: Path, settings: Iterable[str] = ()) -> "TokenFlowTrainer"
         return recipes.train(recipe)
     except FloatingPointError as error:
         raise CommandError(f"training has ended: {one_line(error)}") from error
-    except (ValueError, OSError, TypeError, RuntimeError, DatasetsError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, DatasetsError, StrictDataclassError) as error:
         if not is_from(error, *BEFORE_TRAINING):
             raise
         reason = f": {one_line(error.__cause__)}" if isinstance(error, DatasetsError) and error.__cause__ else ""
