@@ -277,7 +277,7 @@ def test_whole_numbers_may_be_written_as_powers(tmp_path):
 
 def test_fields_of_another_type_are_named(sources):
     with pytest.raises(CommandError, match="can't be followed: .*qk_norm_eps"):
-        train_recipe(write(sources, from_scratch(sources, config={"qk_norm_eps": "small"})))
+        train_recipe(write(sources, {**from_scratch(sources), "config": {"qk_norm_eps": "small"}}))
 
 
 def test_a_text_tokenizer_is_needed(sources):
