@@ -76,7 +76,8 @@ class BaseTrainer(StreamTrainer):
     """
     A Trainer with averaged weights, learning rates by part, means logged by name, and more state in its checkpoints.
 
-    A loss or weights that are no numbers end the training, so that the last checkpoint is one to go on from.
+    A loss or weights that are no numbers end the training, so that the last checkpoint is one to go on from. `evaluate`
+    and `predict` measure and keep no predictions.
 
     Args:
         model: what is trained.
