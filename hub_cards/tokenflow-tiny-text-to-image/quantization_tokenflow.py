@@ -105,7 +105,7 @@ class TokenFlowCodebook(nn.Module):
         """
         parts = [self.semantic, self.pixel]
         if codes is not None:
-            return joined([F.embedding(codes.to(part.device, torch.long), part) for part in parts])
+            return unit_parts([F.embedding(codes.to(part.device, torch.long), part).float() for part in parts])
         is_trained = self.training or (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
         if is_trained or torch.compiler.is_compiling() or parts[0].is_inference() or parts[0].is_meta:
             return self._entries()
@@ -115,7 +115,7 @@ class TokenFlowCodebook(nn.Module):
         return self._cache[1]
 
     def _entries(self) -> torch.Tensor:
-        entries = joined([self.semantic, self.pixel])
+        entries = unit_parts([self.semantic.float(), self.pixel.float()])
         is_checked = not (self.training or torch.compiler.is_compiling() or entries.is_meta)
         if is_checked and not entries.isfinite().all():
             raise ValueError("the codebook holds entries that are no finite numbers: its file must be damaged")
@@ -134,9 +134,9 @@ class TokenFlowCodebook(nn.Module):
         return super()._apply(apply, recurse)
 
 
-def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Semantic and pixel entries (..., d_sem) and (..., d_pix), normalised: (..., d_sem + d_pix) in fp32."""
-    return torch.cat([F.normalize(part.float(), dim=-1, eps=1e-12) for part in parts], dim=-1)
+def unit_parts(parts: Sequence[torch.Tensor], dim: int = -1) -> torch.Tensor:
+    """Semantic and pixel channels along a dimension, brought to unit length each for itself, and joined."""
+    return torch.cat([F.normalize(part, dim=dim, eps=1e-12) for part in parts], dim=dim)
 
 
 def is_same(kept: torch.Tensor, part: torch.Tensor) -> bool:
@@ -264,8 +264,7 @@ class TokenFlowQuantizer(nn.Module):
 
     def normalize(self, features: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """Bring the semantic and the pixel channels, by default of (B, D, h, w), to unit length, each for itself."""
-        parts = features.split(self.dims, dim=dim)
-        return torch.cat([F.normalize(part, dim=dim, eps=1e-12) for part in parts], dim=dim)
+        return unit_parts(features.split(self.dims, dim=dim), dim)
 
     @torch.no_grad()
     def assign(self, normalized: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:

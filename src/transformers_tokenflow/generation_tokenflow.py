@@ -316,7 +316,7 @@ class NextScaleGenerationMixin(GenerationMixin):
             )
         cache = make_cache(cache_implementation, self.config.text_config, length)
         # Flex attention knows masks alone, and so does a static cache, which shows all its places.
-        is_masked = cache.is_compileable or "flex" in self.config._attn_implementation
+        is_masked = cache.is_compileable or "flex" in self.model.config._attn_implementation
         hidden = self.model(
             self.model.embed_prompt(ids),
             attention_mask=padding if is_masked else None,

@@ -242,8 +242,13 @@ class TokenFlowProcessor(ConversationProcessorMixin):
         if len(negative) not in (1, len(texts)):
             raise ValueError(f"expected one negative prompt, or one for each of {len(texts)}; got {len(negative)}")
         prompts, negative_prompts = (self(text=part, return_tensors="pt") for part in (texts, negative))
-        names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_attention_mask"}
-        return BatchFeature({**prompts, **{name: negative_prompts[of] for of, name in names.items()}})
+        return BatchFeature(
+            {
+                **prompts,
+                "negative_prompt_ids": negative_prompts["input_ids"],
+                "negative_attention_mask": negative_prompts["attention_mask"],
+            }
+        )
 
     def prepare_mask(self, mask: Any, grid_size: int) -> torch.Tensor:
         """
