@@ -31,6 +31,11 @@ UNWRITTEN = "[More Information Needed]"
 UNWRITTEN_IN_TEMPLATE = 30
 WRITTEN_BY_TRAINER = "This model card has been generated automatically"
 
+TASKS = {
+    "tokenflow": "image-feature-extraction",
+    "tokenflow_text_to_image": "text-to-image",
+    "tokenflow_understanding": "image-text-to-text",
+}
 KINDS = {
     "image-feature-extraction": "an image tokenizer: it turns pictures into tokens and tokens into pictures",
     "text-to-image": "a language model that draws: it writes the tokens of a picture from a text, scale by scale",
@@ -69,9 +74,7 @@ picture = pipe("a red apple").images[0]
 
 def task_of(config: PreTrainedConfig) -> str:
     """What a model of this package is for, in the Hub's words: one of `KINDS`."""
-    if "custom_pipelines" in config.to_dict():
-        return "text-to-image"
-    return "image-text-to-text" if hasattr(config, "text_config") else "image-feature-extraction"
+    return TASKS[config.model_type]
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

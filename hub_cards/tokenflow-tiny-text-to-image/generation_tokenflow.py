@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .cache_tokenflow import make_cache, read_last, rewind, select_rows, write_last
 from .drawing_tokenflow import Drawing, Given, best_rows, given_codes, padding_runs, whole_number
+from .quantization_tokenflow import to_tokens
 from .sampling_tokenflow import (
     SETTINGS,
     Generators,
@@ -231,7 +232,7 @@ class NextScaleGenerationMixin(GenerationMixin):
                 drawing.select(keep)
                 all_logits = [part[keep] for part in all_logits]
             if callback_on_scale_end is not None:
-                callback_on_scale_end(index, torch.cat([part.flatten(1) for part in drawing.codes], dim=1))
+                callback_on_scale_end(index, drawing.prefix)
         if streamer is not None:
             streamer.end()
         return self._finish(drawing, scorer if best_of > 1 else None, num_prompts * num_images_per_prompt, all_logits)
@@ -410,7 +411,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         scales = self.tokenizer.config.scales
         start = sum(side * side for side in scales[:index])
         num_tokens = scales[index] ** 2
-        embeds = self.model.embed_image(features.flatten(2).transpose(1, 2), start).to(drawing.attention_mask.device)
+        embeds = self.model.embed_image(to_tokens(features), start).to(drawing.attention_mask.device)
         if drawing.is_guided:
             embeds = torch.cat([embeds, embeds])
         prompt_length = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + 1
@@ -453,14 +454,13 @@ class NextScaleGenerationMixin(GenerationMixin):
         if self.tokenizer.semantic_decoder is None:
             raise ValueError("best_of needs a tokenizer with a semantic codebook")
         quantizer = self.tokenizer.quantizer
-        features = quantizer.codes_to_features(torch.cat([part.flatten(1) for part in drawing.codes], dim=1))[:, -1]
+        features = quantizer.codes_to_features(drawing.prefix)[:, -1]
         return self.tokenizer.semantic_decoder(features.split(quantizer.dims, dim=1)[0].to(self.tokenizer.dtype))
 
     def _finish(
         self, drawing: Drawing, scorer: Scorer | None, num_images: int, logits: list[torch.Tensor]
     ) -> NextScaleGenerationOutput:
-        scores = None
-        codes = torch.cat([part.flatten(1) for part in drawing.codes], dim=1)
+        codes, scores = drawing.prefix, None
         if scorer is not None:
             rows, scores = self._best(drawing, scorer, num_images, halve=False)
             codes, logits = codes[rows], [part[rows] for part in logits]

@@ -13,6 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
 
 from .configuration_tokenflow import TokenFlowConfig
+from .quantization_tokenflow import to_map, to_tokens
 
 
 def interpolate_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
@@ -34,9 +35,8 @@ def interpolate_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
         return positions
     num_prefix = positions.shape[1] - old_grid * old_grid
     prefix, patches = positions[:, :num_prefix], positions[:, num_prefix:]
-    patches = patches.transpose(1, 2).unflatten(2, (old_grid, old_grid))
-    patches = F.interpolate(patches.float(), scale_factor=(grid + 0.1) / old_grid, mode="bicubic")
-    return torch.cat([prefix, patches.to(prefix.dtype).flatten(2).transpose(1, 2)], dim=1)
+    patches = F.interpolate(to_map(patches, old_grid).float(), scale_factor=(grid + 0.1) / old_grid, mode="bicubic")
+    return torch.cat([prefix, to_tokens(patches).to(prefix.dtype)], dim=1)
 
 
 class TokenFlowCLIPVisionEmbeddings(CLIPVisionEmbeddings):
@@ -137,7 +137,8 @@ class TokenFlowSemanticEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, H) in [-1, 1] -> (B, semantic_codebook_dim, grid, grid)"""
-        return tokens_to_map(self.projection(self.features(pixel_values)))
+        tokens = self.projection(self.features(pixel_values))
+        return to_map(tokens, square_root(tokens.shape[1]))
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch features before the projection: (B, 3, H, H) in [-1, 1] -> (B, grid², width)."""
@@ -196,7 +197,7 @@ class TokenFlowSemanticDecoder(SiglipPreTrainedModel):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, semantic_codebook_dim, grid, grid) -> (B, grid², teacher_hidden_size)"""
         grid = features.shape[-1]
-        hidden_states = self.in_proj(features.flatten(2).transpose(1, 2))
+        hidden_states = self.in_proj(to_tokens(features))
         class_tokens = self.class_token.expand(features.shape[0], -1, -1)  # `len` would fix the batch of an export
         hidden_states = torch.cat([class_tokens, hidden_states], dim=1)
         hidden_states = hidden_states + interpolate_positions(self.position_embedding, grid)
@@ -220,9 +221,3 @@ def drop_prefix_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """Keep the square grid of patch tokens: (B, prefix + grid², D) -> (B, grid², D)."""
     num_patches = square_root(tokens.shape[1]) ** 2
     return tokens[:, tokens.shape[1] - num_patches :]
-
-
-def tokens_to_map(tokens: torch.Tensor) -> torch.Tensor:
-    """(B, grid², D) -> (B, D, grid, grid)"""
-    grid = square_root(tokens.shape[1])
-    return tokens.transpose(1, 2).unflatten(2, (grid, grid))

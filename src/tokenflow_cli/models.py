@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .mistakes import fail
 from .options import AsJson, Dtype, Settings
-from .output import error_console, escape, progress_bar, say, show
+from .output import error_console, progress_bar, say, show
 
 
 def convert(
@@ -93,9 +94,9 @@ def info(
     from transformers_tokenflow.commands.information import inspect_model
 
     information = inspect_model(model)
-    table = Table(show_header=False, title=escape(information.name))
+    table = Table(show_header=False, title=Text(information.name))
     for label, value in information.to_rows().items():
-        table.add_row(label, escape(value))
+        table.add_row(label, Text(value))
     show(as_json, information.to_dict(), table)
 
 

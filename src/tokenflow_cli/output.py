@@ -36,11 +36,6 @@ def to_json(facts: dict[str, Any]) -> str:
     return json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2)
 
 
-def escape(text: str) -> str:
-    """A text for a table, which would take what stands in brackets for markup."""
-    return text.replace("[", r"\[")
-
-
 @contextmanager
 def results_alone_on_stdout() -> Iterator[None]:
     """Send to stderr what libraries print, such as the trainer its losses."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .mistakes import fail, load_commands
 from .options import (
@@ -19,7 +20,7 @@ from .options import (
     PicturesOrTables,
     check_picture_name,
 )
-from .output import escape, progress_bar, report_failures, show
+from .output import progress_bar, report_failures, show
 
 
 def reconstruct(
@@ -91,7 +92,7 @@ def psnr_table(psnrs: dict[str, float]) -> Table:
     table.columns[0].footer, table.columns[0].overflow = "mean", "fold"
     table.add_column("PSNR (dB)", f"{mean(psnrs):.2f}", justify="right")
     for path, value in psnrs.items():
-        table.add_row(escape(path), f"{value:.2f}")
+        table.add_row(Text(path), f"{value:.2f}")
     return table
 
 

@@ -56,6 +56,11 @@ class Drawing:
     codes: list[torch.Tensor]  # (N, s, s) of the finished scales
     features: torch.Tensor | None = None  # (N, D, s, s), running, at the current scale and before its codes
 
+    @property
+    def prefix(self) -> torch.Tensor:
+        """The codes of all finished scales: (N, length)."""
+        return torch.cat([part.flatten(1) for part in self.codes], dim=1)
+
     def select(self, rows: torch.Tensor) -> None:
         """Keep some of the pictures: (M,) long."""
         cache_rows = torch.cat([rows, rows + len(self.prompt_index)]) if self.is_guided else rows

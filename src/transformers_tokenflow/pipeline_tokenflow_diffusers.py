@@ -88,7 +88,7 @@ class TokenFlowPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         image: Any = None,
         codes: torch.Tensor | None = None,
-        keep_scales: int = 0,
+        keep_scales: int | None = None,
         mask: Any = None,
         scorer: Callable[[torch.Tensor, list[str]], torch.Tensor] | None = None,
         output_type: str = "pil",
@@ -184,7 +184,7 @@ class TokenFlowPipeline(DiffusionPipeline):
         return len(self.model.tokenizer.config.scales)
 
     def _check(
-        self, output_type: str, tensor_inputs: Sequence[str], image: Any, codes: Any, keep_scales: int, mask: Any
+        self, output_type: str, tensor_inputs: Sequence[str], image: Any, codes: Any, keep_scales: int | None, mask: Any
     ) -> None:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")

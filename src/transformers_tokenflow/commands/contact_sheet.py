@@ -7,6 +7,8 @@ from pathlib import PurePath
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..quantization_tokenflow import prefix_lengths
+from . import counted
 from .reconstruction import Reconstruction
 
 SMALLEST_TILE = 128
@@ -28,11 +30,10 @@ def tile_size(picture_size: int) -> int:
 
 def prefix_headings(scales: Sequence[int]) -> list[str]:
     """The columns' headings: two lines each, the scales so far and their number of tokens."""
-    headings, tokens = [], 0
-    for number, scale in enumerate(scales, start=1):
-        tokens += scale * scale
+    headings = []
+    for number, tokens in enumerate(prefix_lengths(scales), start=1):
         what = "final" if number == len(scales) else "scale 1" if number == 1 else f"scales 1 to {number}"
-        headings.append(f"{what}\n{tokens} token{'s' if tokens > 1 else ''}")
+        headings.append(f"{what}\n{counted(tokens, 'token')}")
     return headings
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Pictures of prompts, and what each scale adds to them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from ..configuration_tokenflow import TokenFlowTextToImageConfig
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..pipeline_tokenflow import TextToImagePipeline
+from ..quantization_tokenflow import prefix_lengths
 from . import CommandError, one_line
 from .contact_sheet import draw_rows, prefix_headings
 from .loading import CHECKOUT, check_model_type, find_device, load_model, load_processor, name_or_default
@@ -144,28 +146,30 @@ def draw_prompts(
     Raises:
         CommandError: a setting can't be.
     """
+    texts = [prompt for prompt in prompts for _ in range(count)]
     at_once = max(1, batch_size // settings.get("best_of", 1))
-    parts = [min(at_once, count - start) for start in range(0, count, at_once)]
-    counter = PassCounter(advance, len(prompts) * len(parts) * count_passes(painter, settings))
-    for prompt in prompts:
-        for part in parts:
-            options = {"num_images_per_prompt": part, "seed": seed, "streamer": counter, **settings}
-            try:
-                codes = painter(prompt, output_type="latent", **options).view(part, -1)
-            except ValueError as error:
-                raise CommandError(one_line(error)) from error
-            for row, picture in zip(codes, painter.decode(codes), strict=True):
-                yield Drawn(prompt, seed, row[None], picture)
-                seed += 1
+    counter = PassCounter(advance, math.ceil(len(texts) / at_once) * count_passes(painter, settings))
+    for start in range(0, len(texts), at_once):
+        part = texts[start : start + at_once]
+        seeds = [seed + start + offset for offset in range(len(part))]
+        options = {"seed": seeds, "batch_size": at_once, "output_type": "latent", "streamer": counter}
+        try:
+            codes = painter(part, **options, **settings)
+        except ValueError as error:
+            raise CommandError(one_line(error)) from error
+        for text, own, row in zip(part, seeds, codes, strict=True):
+            yield Drawn(text, own, row[None], painter.decode(row[None])[0])
 
 
 def draw_steps(drawn: Sequence[Drawn], painter: TextToImagePipeline) -> Image.Image:
     """A sheet of pictures, a row for each: what the first scale gives, the first two, and so on."""
     scales = painter.model.tokenizer.config.scales
-    lengths = [sum(side * side for side in scales[: number + 1]) for number in range(len(scales))]
     rows = []
     for item in drawn:
-        pictures = [*(painter.decode(item.codes[:, :length])[0] for length in lengths[:-1]), item.picture]
+        pictures = [
+            *(painter.decode(item.codes[:, :length])[0] for length in prefix_lengths(scales)[:-1]),
+            item.picture,
+        ]
         captions = [item.prompt, *[""] * (len(scales) - 1)]
         rows.append(list(zip(pictures, captions, strict=True)))
     return draw_rows(rows, prefix_headings(scales), caption_lines=2)

@@ -47,11 +47,24 @@ def nest(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys to dictionaries in dictionaries."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
-        *parents, name = key.split(".")
-        section = nested
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise CommandError(f"--set {key}: {parent} has been set to {section!r}")
-        section[name] = value
+        try:
+            set_value(nested, key, value)
+        except ValueError as error:
+            raise CommandError(f"--set {error}") from error
     return nested
+
+
+def set_value(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    """
+    Set what a dotted key says.
+
+    Raises:
+        ValueError: it leads into what is no section.
+    """
+    *parents, name = dotted.split(".")
+    section = fields
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"{dotted} can't be set: {parent} is {section!r}, and holds no settings")
+    section[name] = value

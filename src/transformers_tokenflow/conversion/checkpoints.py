@@ -108,9 +108,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Let go of the files; they are opened again when they are needed."""
         self._open.clear()
 
-    def joined(self, other: "Checkpoint", prefix: str) -> "Checkpoint":
-        """This one and another, whose keys get a prefix."""
-        return Checkpoint({**self._prefixes, **{path: prefix + old for path, old in other._prefixes.items()}})
+
+def joined(model: StateDict, inner: StateDict, prefix: str) -> StateDict:
+    """Both in one, the second one's keys behind a prefix; files stay as lazily read as they were."""
+    if isinstance(model, Checkpoint) and isinstance(inner, Checkpoint):
+        return Checkpoint({**model._prefixes, **{path: prefix + old for path, old in inner._prefixes.items()}})
+    return {**model, **{prefix + key: tensor for key, tensor in inner.items()}}
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -16,7 +16,7 @@ from ..configuration_tokenflow import (
     merge_fields,
 )
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
-from .checkpoints import Checkpoint, StateDict
+from .checkpoints import StateDict, joined
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .tokenizer import tokenizer_layout
 from .tokenizer_config import count_numbers, infer_config
@@ -133,9 +133,7 @@ def _text_fields(generator: StateDict, codebook_size: int, official: Mapping[str
 
 def join_tokenizer(generator: StateDict, tokenizer: StateDict) -> StateDict:
     """Both in one, the tokenizer's keys behind `TOKENIZER`: what `text_to_image_layout` expects."""
-    if isinstance(generator, Checkpoint) and isinstance(tokenizer, Checkpoint):
-        return generator.joined(tokenizer, TOKENIZER)
-    return {**generator, **{TOKENIZER + key: tensor for key, tensor in tokenizer.items()}}
+    return joined(generator, tokenizer, TOKENIZER)
 
 
 def convert_text_to_image(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from ..autoencoder_tokenflow import attention_levels
 from ..configuration_tokenflow import TokenFlowConfig
 from ..modeling_tokenflow import TokenFlowModel
 from .checkpoints import StateDict
@@ -62,7 +63,7 @@ TOWER_RENAMES: dict[str, Renames] = {
 def _block_renames(config: TokenFlowConfig) -> list[tuple[str, str]]:
     """The pixel encoder's and decoder's blocks, which are one flat list here."""
     num_levels = len(config.pixel_channel_multipliers)
-    attention = {range(num_levels)[index] for index in config.pixel_attention_levels}
+    attention = attention_levels(config)
 
     def levels(order: Iterable[int], num_blocks: int, resample: str) -> list[str]:
         names = []

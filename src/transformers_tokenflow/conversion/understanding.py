@@ -16,7 +16,7 @@ from ..configuration_tokenflow import (
     merge_fields,
 )
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
-from .checkpoints import Checkpoint, StateDict
+from .checkpoints import StateDict, joined
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
 from .text_to_image import LAYER, is_text_to_image
 from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
@@ -56,9 +56,7 @@ def holds_tokenizer(state_dict: StateDict) -> bool:
 
 def with_tokenizer(model: StateDict, tokenizer: StateDict) -> StateDict:
     """Both in one, the tokenizer's keys where official checkpoints have them."""
-    if isinstance(model, Checkpoint) and isinstance(tokenizer, Checkpoint):
-        return model.joined(tokenizer, OFFICIAL_TOKENIZER)
-    return {**model, **{OFFICIAL_TOKENIZER + key: tensor for key, tensor in tokenizer.items()}}
+    return joined(model, tokenizer, OFFICIAL_TOKENIZER)
 
 
 def understanding_layout(config: TokenFlowUnderstandingConfig) -> Layout:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..modeling_tokenflow import TokenFlowModel
-from ..quantization_tokenflow import nearest_entries, pool
+from ..quantization_tokenflow import nearest_entries, pool, to_tokens
 
 KINDS = SEMANTIC, PIXEL, JOINT = "semantic", "pixel", "joint"
 
@@ -67,7 +67,7 @@ def choices(model: TokenFlowModel, pixel_values: torch.Tensor) -> list[dict[str,
         if min(quantizer.dims) > 0:
             parts = (tensor.split(quantizer.dims, dim=1) for tensor in (normalized, entries))
             for name, queries, keys in zip((SEMANTIC, PIXEL), *parts, strict=True):
-                rows = queries.permute(0, 2, 3, 1).flatten(0, 2)
+                rows = to_tokens(queries).flatten(0, 1)
                 chosen[name] = nearest_entries(rows, keys.contiguous()).view_as(part)
         found.append(chosen)
     return found

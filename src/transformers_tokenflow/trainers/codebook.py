@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..quantization_tokenflow import TokenFlowQuantizer, pool, resize
+from ..quantization_tokenflow import TokenFlowQuantizer, pool, resize, to_tokens
 from .sharding import reshard
 
 
@@ -25,7 +25,7 @@ def residual_tokens(quantizer: TokenFlowQuantizer, features: torch.Tensor) -> to
     residual, tokens = features.float(), []
     for scale in quantizer.scales:
         normalized = quantizer.normalize(pool(residual, scale))
-        tokens.append(normalized.permute(0, 2, 3, 1).flatten(0, 2))
+        tokens.append(to_tokens(normalized).flatten(0, 1))
         residual = residual - resize(normalized, features.shape[-1])
     return torch.cat(tokens)
 

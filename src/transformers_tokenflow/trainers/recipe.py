@@ -11,7 +11,7 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging
 
-from ..commands.settings import RecipeLoader
+from ..commands.settings import RecipeLoader, set_value
 from ..configuration_tokenflow import TokenFlowConfig, check_fields
 from ..image_processing_tokenflow import TokenFlowImageProcessor
 from ..modeling_tokenflow import TokenFlowModel
@@ -65,22 +65,6 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> di
             f"{path} must hold settings of data by name under evaluation, {{NAME: {{...}}}}; got {evaluation}"
         )
     return recipe
-
-
-def set_value(recipe: dict[str, Any], dotted: str, value: Any) -> None:
-    """
-    Set what a dotted key says.
-
-    Raises:
-        ValueError: it leads into what is no section.
-    """
-    *parents, name = dotted.split(".")
-    section = recipe
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"{dotted} can't be set: {parent} is {section!r}, and holds no settings")
-    section[name] = value
 
 
 def make_config(section: dict[str, Any]) -> TokenFlowConfig:

@@ -20,7 +20,7 @@ from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .data import column_names
-from .parameters import adapt, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable
 from .pictures import log_picture
 from .sharding import check_encoding
 
@@ -104,10 +104,6 @@ class TextToImageTrainer(BaseTrainer):
     def _evaluation_examples(self, dataset: Any) -> Any:
         """As of the datasets that the trainer is made with."""
         return self._examples(dataset, PLAIN, self.args.seed)
-
-    def averaged_part(self) -> nn.Module:
-        """The trained parameters: the frozen tokenizer would cost memory and time."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
@@ -248,16 +244,9 @@ class TextToImageTrainer(BaseTrainer):
     def draw(self, prompts: list[str]) -> torch.Tensor:
         """Pictures of prompts (B, 3, H, H) in [0, 1], by the model as it is; picture i always from seed i."""
         model = self.accelerator.unwrap_model(self.model)
-        prompt, negative = (self.processing_class(text=text, return_tensors="pt") for text in (prompts, [""]))
+        inputs = self.processing_class.prepare_generation(prompts, "")
         with self.accelerator.autocast():
-            codes = model.generate(
-                input_ids=prompt["input_ids"].to(self.args.device),
-                attention_mask=prompt["attention_mask"].to(self.args.device),
-                negative_prompt_ids=negative["input_ids"].to(self.args.device),
-                negative_attention_mask=negative["attention_mask"].to(self.args.device),
-                seed=[FIRST_SAMPLE_SEED + index for index in range(len(prompts))],
-                **(self.args.sample_options or {}),
-            ).codes
+            codes = model.generate(**inputs, seed=FIRST_SAMPLE_SEED, **(self.args.sample_options or {})).codes
         pictures = model.tokenizer.decode(codes).pixel_values
         return (pictures.float().clamp(-1, 1).cpu() + 1) / 2
 
