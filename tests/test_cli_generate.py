@@ -110,7 +110,7 @@ class TestProgress:
         settings = {"top_k": [5, 1], "top_p": [0.0, 0.0]}
         drawn = draw_prompts(painter, ["sun", "moon"], 3, 0, 2, lambda *state: seen.append(state), **settings)
         assert len(list(drawn)) == 6
-        passes = 2 * 2 * (1 + 2 * 2)  # prompts, batches of each, passes of the scales 1, 2 and 4
+        passes = 3 * (1 + 2 * 2)  # batches, passes of the scales 1, 2 and 4
         assert seen == [(done, passes) for done in range(1, passes + 1)]
 
     def test_candidates_count_as_pictures_of_a_batch(self, folder, monkeypatch):
@@ -119,7 +119,7 @@ class TestProgress:
         monkeypatch.setattr(
             painter.model,
             "generate",
-            lambda **kwargs: asked.append(kwargs["num_images_per_prompt"]) or generate(**kwargs),
+            lambda **kwargs: asked.append(len(kwargs["input_ids"])) or generate(**kwargs),
         )
         for best_of in (2, 9):
             settings = {"best_of": best_of, "scorer": lambda features, prompts: features.mean(dim=(1, 2))}

@@ -188,9 +188,11 @@ def test_a_negative_prompt_per_prompt(side: str):
 
 
 def test_scores_in_parts(monkeypatch: pytest.MonkeyPatch):
-    expected = draw().codes
+    expected = draw(output_logits=True)
     monkeypatch.setattr("transformers_tokenflow.generation_tokenflow.SCORES_CHUNK", 500)
-    assert torch.equal(draw().codes, expected)
+    assert torch.equal(draw().codes, expected.codes)
+    for part, whole in zip(draw(output_logits=True).logits, expected.logits, strict=True):
+        assert torch.equal(part, whole)
 
 
 # ---- What is computed ----
@@ -427,11 +429,23 @@ def test_settings_are_saved(own: TokenFlowForTextToImage, tmp_path: Path):
         {"max_new_tokens": 256, "pad_token_id": 3},  # any-to-any's
         {"use_cache": True, "return_dict_in_generate": True, "max_length": 20, "eos_token_id": [2]},
         {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "bad_words_ids": None},  # as ever
+        {"output_attentions": False, "min_p": 0.0, "stop_strings": [], "disable_compile": True},  # switched off
     ],
 )
 def test_what_pipelines_add_does_no_harm(added: dict[str, Any]):
     assert torch.equal(draw(**added).codes, draw().codes)
     assert torch.equal(draw(generation_config=GenerationConfig(**added)).codes, draw().codes)
+
+
+def test_the_models_configuration_gives_a_generation_config(own: TokenFlowForTextToImage):
+    config = GenerationConfig.from_model_config(own.config)
+    assert torch.equal(drawn_by(own, generation_config=config), drawn_by(own))
+
+
+def test_a_model_that_gives_tuples_draws_the_same(own: TokenFlowForTextToImage):
+    expected = drawn_by(own)
+    own.config.return_dict = False
+    assert torch.equal(drawn_by(own), expected)
 
 
 def test_arguments_in_a_generation_config(monkeypatch: pytest.MonkeyPatch):
@@ -484,10 +498,13 @@ def test_coarse_scales_are_kept(keep_scales: int, guidance_scale: float):
 
 
 @every_cache
-@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize(("passes", "attend_to_refined"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("keep_scales", [1, 2])
-def test_the_rest_of_ones_own_greedy_picture_is_the_same(keep_scales: int, passes: int, cache_implementation: str):
-    options = {"top_k": [1] * passes, "top_p": 0.0, "cache_implementation": cache_implementation}
+def test_the_rest_of_ones_own_greedy_picture_is_the_same(
+    keep_scales: int, passes: int, attend_to_refined: bool, cache_implementation: str
+):
+    options: dict[str, Any] = {"attend_to_refined": attend_to_refined, "cache_implementation": cache_implementation}
+    options |= {"top_k": [1] * passes, "top_p": 0.0}
     codes = draw(**options).codes
     assert torch.equal(draw(**options, codes=codes, keep_scales=keep_scales).codes, codes)
 

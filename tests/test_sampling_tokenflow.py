@@ -164,6 +164,8 @@ def test_the_likeliest_entries_remain():
     ):
         assert kept(logits, top_k=0, top_p=top_p) == kept(logits, top_k=5, top_p=top_p) == expected
     assert kept(logits, top_k=3, top_p=0.7) == [1, 3]  # of what the first filter leaves: 5/9, 3/9, 1/9
+    halves = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    assert kept(halves, top_k=0, top_p=0.5) == [0]  # a tail of exactly 1 - top_p goes, as officially
     ties = torch.tensor([0.2, 0.4, 0.2, 0.2]).log()
     assert kept(ties, top_k=0, top_p=0.5) == kept(ties, top_k=3, top_p=0.5) == [0, 1, 2, 3]
 

@@ -13,7 +13,6 @@ from transformers_tokenflow.semantic_tokenflow import (
     TokenFlowSemanticEncoder,
     drop_prefix_tokens,
     interpolate_positions,
-    tokens_to_map,
 )
 
 
@@ -40,7 +39,6 @@ def test_patch_tokens(grid: int, num_prefix: int):
     tokens = torch.randn(2, num_prefix + grid * grid, 3)
     patches = drop_prefix_tokens(tokens)
     assert torch.equal(patches, tokens[:, num_prefix:])
-    assert torch.equal(tokens_to_map(patches).permute(0, 2, 3, 1).flatten(1, 2), patches)
 
 
 # ---- Encoder ----

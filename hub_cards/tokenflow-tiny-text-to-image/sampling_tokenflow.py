@@ -14,6 +14,7 @@ SETTINGS = ("guidance_scale", "guidance_schedule", "top_k", "top_p", "temperatur
 # Of transformers' own settings those that every picture satisfies. Pipelines and saved configurations bring them along.
 HARMLESS = (
     "bos_token_id",
+    "disable_compile",
     "eos_token_id",
     "max_length",
     "max_new_tokens",
@@ -99,7 +100,8 @@ def refuse_other_settings(config: GenerationConfig) -> None:
     known = {*SETTINGS, *HARMLESS, *ARGUMENTS, "transformers_version"}
     defaults = config._get_default_generation_params()
     others = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - known
-    if asked := sorted(name for name in others if getattr(config, name, None) not in (None, defaults.get(name))):
+    values = {name: getattr(config, name, None) for name in others}
+    if asked := sorted(name for name, value in values.items() if value and value != defaults.get(name)):
         raise ValueError(
             f"generate draws the scales of pictures, where {', '.join(asked)} mean nothing. For several pictures of a "
             "prompt pass num_images_per_prompt, for the best of several best_of"

@@ -128,8 +128,9 @@ class BaseTrainer(StreamTrainer):
             self.averaged = AveragedWeights(self.averaged_part(), self.args.ema_decay)
 
     def averaged_part(self) -> nn.Module:
-        """What the averaged weights are an average of: the trained parameters, since frozen ones stay as they are."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
+        """What the averaged weights are an average of: a module that shares its parameters with the model."""
+        model = self.accelerator.unwrap_model(self.model)
+        return trained_parameters(model) if self.is_fsdp_enabled else model  # a sharded model can't be copied
 
     def replicated_modules(self) -> list[nn.Module]:
         """Modules of the model that every process holds whole where FSDP shards the rest."""

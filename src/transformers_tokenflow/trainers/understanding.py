@@ -20,7 +20,7 @@ from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
-from .parameters import adapt, select_trainable
+from .parameters import adapt, select_trainable, trained_parameters
 from .pictures import log_text
 from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
@@ -87,6 +87,10 @@ class UnderstandingTrainer(BaseTrainer):
         """As of the datasets that the trainer is made with."""
         with self.args.main_process_first(desc="tokenising conversations"):
             return as_examples(dataset, self.processing_class, self.bare_model().config, self.args)
+
+    def averaged_part(self) -> nn.Module:
+        """The trained parameters: the frozen tokenizer would cost memory and time."""
+        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
