@@ -24,8 +24,9 @@ from transformers import AutoModelForImageTextToText
 
 from benchmarks.pages import replace_between
 from training.compare_understanding import END, START, Comparison, read_figures, short_training, write_figures
-from training.evaluate_tokenizer import EMOJI_STYLES, measure, to_pixels
+from training.evaluate_tokenizer import measure, to_pixels
 from training.evaluate_understanding import Answerer, load_splits, mean, rate, read_questions
+from training.prepare_sources import EMOJI_STYLES
 from transformers_tokenflow import TokenFlowModel, TokenFlowProcessor
 from transformers_tokenflow.evaluation.networks import clip_distance
 from transformers_tokenflow.scoring import OpenClipScorer
