@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measuring import COLUMNS, Row, show_rows
+from benchmarks.pages import replace_between
 
 BENCHMARKS = ("tokenizer", "text_to_image", "understanding", "training", "low_bits", "compilation")
 BEGIN, END = "<!-- The table of `make bench`: -->", "<!-- End of the table. -->"
@@ -44,20 +45,6 @@ def markdown(machine: str, rows: list[Row]) -> str:
     return "\n".join([f"{machine}.", "", *lines])
 
 
-def record(page: Path, table: str) -> None:
-    """
-    Put a table in the place of the last one.
-
-    Raises:
-        ValueError: the page has no place for it.
-    """
-    text = page.read_text(encoding="utf-8")
-    start, end = text.find(BEGIN), text.find(END)
-    if not 0 <= start < end:
-        raise ValueError(f"expected {BEGIN!r} and after it {END!r} in {page}, with the table between them")
-    page.write_text(f"{text[: start + len(BEGIN)]}\n\n{table}\n\n{text[end:]}", encoding="utf-8")
-
-
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Some of {', '.join(BENCHMARKS)}; all by default.")] = None,
     quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
@@ -74,7 +61,7 @@ def main(
     machine, rows = results[-1]["machine"], [row for result in results for row in read_rows(result)]
     show_rows(machine, rows)
     if record_in is not None:
-        record(record_in, markdown(machine, rows))
+        replace_between(record_in, BEGIN, END, f"\n{markdown(machine, rows)}\n")
 
 
 if __name__ == "__main__":

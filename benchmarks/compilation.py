@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.measuring import Row, has_fast_bf16, interleaved, show_rows, timed, write_results
+from benchmarks.measuring import Row, has_fast_bf16, interleaved, short, show_rows, timed, write_results
 from benchmarks.text_to_image import PROMPT_TOKENS
 from transformers_tokenflow import TokenFlowForTextToImage
 
@@ -68,7 +68,7 @@ def main(
     """Measure what compiling gains."""
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
     model, compiled = (TokenFlowForTextToImage.from_pretrained(MODEL, dtype=dtype).eval() for _ in range(2))
-    rows = measure(f"{MODEL.name}, {str(dtype).removeprefix('torch.')}", model, compiled, 3 if quick else 9)
+    rows = measure(f"{MODEL.name}, {short(dtype)}", model, compiled, 3 if quick else 9)
     show_rows("Compilation", rows)
     write_results(output, rows)
 

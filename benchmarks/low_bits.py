@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import is_bitsandbytes_available, is_torchao_available
 
-from benchmarks.measuring import Row, has_fast_bf16, interleaved, show_rows, write_results
+from benchmarks.measuring import Row, has_fast_bf16, interleaved, short, show_rows, write_results
 from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowForTextToImage
 from transformers_tokenflow.answering import answer_conversations, ask
 
@@ -176,7 +176,7 @@ def measure_layer(dtype: torch.dtype, repeats: int, size: tuple[int, int] = (409
         inputs = torch.randn(tokens, size[0], dtype=dtype)
         found = interleaved({name: partial(layer, inputs) for name, layer in layers.items()}, 5 * repeats)
         for name in list(layers)[1:]:
-            what = f"{tokens} token{'s' * (tokens > 1)}, beside {str(dtype).removeprefix('torch.')}"
+            what = f"{tokens} token{'s' * (tokens > 1)}, beside {short(dtype)}"
             rows.append(
                 Row(f"layer {size[0]} → {size[1]}, {name}", what, 1e3 * found[name], 1e3 * found["plain"], "ms")
             )
@@ -199,7 +199,7 @@ def main(
         (UNDERSTANDING, TokenFlowForConditionalGeneration, measure_understanding),
     ):
         full = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-        models = {str(dtype).removeprefix("torch."): model_class.from_pretrained(folder, dtype=dtype).eval()}
+        models = {short(dtype): model_class.from_pretrained(folder, dtype=dtype).eval()}
         for name, configuration in configurations().items():
             models[name] = model_class.from_pretrained(folder, dtype=dtype, quantization_config=configuration).eval()
         rows += measure(models, full, repeats)

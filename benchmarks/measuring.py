@@ -75,12 +75,12 @@ def attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any)
     return 2 * rows * heads * num_queries * key[-2] * (size + value[-1])
 
 
-def count_flops(function: Callable[[], Any]) -> float:
+def count_flops(function: Callable[[], Any]) -> int:
     """The arithmetic of a call, as it is done."""
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         function()
-    return float(counter.get_total_flops())
+    return counter.get_total_flops()
 
 
 def machine_peak(dtype: torch.dtype) -> dict[str, float]:
@@ -135,6 +135,11 @@ class Row:
 
 
 COLUMNS = ("model", "what", "measured", "beside", "ratio", "bar")
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype's name, without torch's."""
+    return str(dtype).removeprefix("torch.")
 
 
 def machine() -> str:

@@ -27,7 +27,9 @@ from benchmarks.measuring import (
     machine_peak,
     peak_memory,
     resident,
+    short,
     show,
+    show_rows,
     write_results,
 )
 from benchmarks.naive_text_to_image import naive_generate
@@ -110,7 +112,7 @@ def make_case(text: dict[str, Any], tokenizer: TokenFlowConfig, dtype: torch.dty
 
 def counted_flops(case: Case) -> int:
     """The arithmetic of drawing a picture, as it is done."""
-    return int(count_flops(case.generate))
+    return count_flops(case.generate)
 
 
 def layers_flops(model: TokenFlowForTextToImage, num_tokens: int, num_pairs: int) -> int:
@@ -212,27 +214,14 @@ def benchmark_picture(case: Case, repeats: int, peak: float) -> tuple[dict[str, 
     return {
         "ours_seconds": ours,
         "naive_seconds": naive,
-        "speedup": naive / ours,
         "same_greedy_codes": same,
         "four_pictures_seconds": four,
-        "four_to_one": four / ours,
         "tflop": flops["counted"] / 1e12,
         "least_tflop": flops["least"] / 1e12,
-        "flops_over_least": flops["counted"] / flops["least"],
         "large_scales_peak_fraction": total / sum(row["gflop_per_pass"] / row["peak_fraction"] for row in large),
         "ours_bytes": memory["ours"],
         "naive_bytes": memory["naive"],
-        "memory_ratio": memory["naive"] / max(memory["ours"], 1),
     }, passes
-
-
-BARS = {
-    "speedup": "at least 10",
-    "flops_over_least": "at most 1.05",
-    "large_scales_peak_fraction": "at least 0.6",
-    "memory_ratio": "at least 2",
-    "four_to_one": "at most 3.2",
-}
 
 
 # ---- Full size ----
@@ -276,15 +265,20 @@ def mid_size(is_tiny: bool, dtype: torch.dtype) -> Case:
     return make_case(TEXT, TokenFlowConfig.from_fields(TOKENIZER), dtype)
 
 
-def picture_rows(name: str, found: dict[str, Any]) -> list[Row]:
+def picture_rows(name: str, found: dict[str, Any], peak: float) -> list[Row]:
     """The generator's part of the table of all benchmarks."""
     ours, naive = "ours_seconds", "naive_seconds"
     durations, memory = (found[ours], found[naive]), (found["ours_bytes"], found["naive_bytes"])
+    rates = (found["large_scales_peak_fraction"] * peak, peak)
     return [
         Row(name, "a picture, beside the straightforward way", *durations, "s", "at most 0.1"),
         Row(name, "extra memory, beside that way", *(size / 1e6 for size in memory), "MB", "at most 0.5"),
         Row(name, "four pictures, beside one", found["four_pictures_seconds"], found[ours], "s", "at most 3.2"),
         Row(name, "arithmetic, beside the least", found["tflop"], found["least_tflop"], "TFLOP", "at most 1.05"),
+        Row(
+            name, "large scales, beside the machine's peak", *(rate / 1e9 for rate in rates), "GFLOP/s", "at least 0.6"
+        ),
+        Row(name, "greedy codes that are the same in both ways", 100 * found["same_greedy_codes"], 100.0, "%"),
     ]
 
 
@@ -302,12 +296,12 @@ def main(
         show(f"A picture at full size, bf16, on {machine()}", [result["full_size"]])
     else:
         for dtype in [torch.float32, torch.bfloat16] if has_fast_bf16() else [torch.float32]:
-            name, peak = str(dtype).removeprefix("torch."), machine_peak(dtype)["matmul"]
+            name, peak = short(dtype), machine_peak(dtype)["matmul"]
             picture, passes = benchmark_picture(mid_size(tiny, dtype), 1 if quick else 3, peak)
             show(f"Passes, {name}; the peak of {machine()} is {peak / 1e9:.0f} GFLOP/s", passes)
-            found = [{"what": what, "measured": value, "bar": BARS.get(what, "")} for what, value in picture.items()]
-            show(f"A picture, {name}: prompt and negative prompt, 9 scales, three passes, guidance", found)
-            rows += picture_rows(f"generator of mid size, {name}", picture)
+            found = picture_rows(f"generator of mid size, {name}", picture, peak)
+            show_rows(f"A picture, {name}: prompt and negative prompt, 9 scales, three passes, guidance", found)
+            rows += found
             result[name] = {"peak": peak, "picture": picture, "passes": passes}
     write_results(output, rows, **result)
 

@@ -1,6 +1,6 @@
 """Speed and memory of the image tokenizer beside the naive formulation and this machine's own limits.
 
-python -m benchmarks.tokenizer [--model FOLDER_OR_PRESET] [--quick]
+python -m benchmarks.tokenizer [--model FOLDER_OR_PRESET]... [--batch N] [--quick] [--output FILE.json]
 
 Everything that is compared runs in one process, alternating, and the medians' ratios are what counts.
 """
@@ -26,6 +26,7 @@ from benchmarks.measuring import (
     machine_peak,
     peak_memory,
     seconds,
+    short,
     show,
     timed,
     write_results,
@@ -36,8 +37,7 @@ from transformers_tokenflow.configuration_tokenflow import PRESETS
 
 CODEBOOK_SIZE = 32768
 BATCH = 8
-SCALES = {size: PRESETS[name]["scales"] for size, name in ((256, "tokenflow-l"),)}
-SCALES[384] = TokenFlowConfig().scales
+SCALES = {256: PRESETS["tokenflow-l"]["scales"], 384: TokenFlowConfig().scales}
 # What the arithmetic of encode and decode is made of; all else is glue.
 ARITHMETIC = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "_native_multi_head_attention")
 
@@ -63,10 +63,8 @@ def benchmark_quantizer(repeats: int) -> list[dict[str, Any]]:
                 "tokens": BATCH * sum(scale**2 for scale in scales),
                 "ours_seconds": durations["ours"],
                 "naive_seconds": durations["naive"],
-                "speedup": durations["naive"] / durations["ours"],
                 "ours_bytes": memory["ours"],
                 "naive_bytes": memory["naive"],
-                "memory_ratio": memory["naive"] / max(memory["ours"], 1),
                 "same_codes": same,
             }
         )
@@ -135,7 +133,7 @@ def benchmark_model(model: TokenFlowModel, batch: int, dtype: torch.dtype, repea
         rows.append(
             {
                 "what": name,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": short(dtype),
                 "batch": batch,
                 "images_per_second": batch / duration,
                 "arithmetic_share": statistics.median(alone) / duration,
@@ -207,7 +205,7 @@ def main(
     repeats = 1 if quick else 5
     peaks = {dtype: machine_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     accelerated = peaks[torch.bfloat16]["matmul"] > peaks[torch.float32]["matmul"]
-    peak_rows = [{"dtype": str(dtype).removeprefix("torch."), **peak} for dtype, peak in peaks.items()]
+    peak_rows = [{"dtype": short(dtype), **peak} for dtype, peak in peaks.items()]
     show(f"Peak FLOP/s of {machine()}", peak_rows)
     quantizer = benchmark_quantizer(repeats)
     show(f"Quantiser, K = {CODEBOOK_SIZE:,}, batch {BATCH}", quantizer)

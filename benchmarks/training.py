@@ -17,7 +17,7 @@ import typer
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measuring import Row, has_fast_bf16, interleaved, show_rows, write_results
+from benchmarks.measuring import Row, has_fast_bf16, interleaved, short, show_rows, write_results
 from benchmarks.naive_training import naive_loss
 from benchmarks.text_to_image import TEXT as GENERATOR_TEXT
 from benchmarks.text_to_image import TOKENIZER as GENERATOR_TOKENIZER
@@ -204,11 +204,6 @@ def measure_understanding(name: str, case: Any, repeats: int, dtype: torch.dtype
         row(f"a step from a picture, {short(dtype)}, beside LLaVA's", found["pixels"], bar="1"),
         row(f"a step from codes, {short(dtype)}, beside LLaVA's from a picture", found["codes"], bar="1"),
     ]
-
-
-def short(dtype: torch.dtype) -> str:
-    """Its name."""
-    return str(dtype).removeprefix("torch.")
 
 
 def main(

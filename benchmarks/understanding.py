@@ -145,7 +145,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def official_arithmetic() -> dict[str, float]:
+def official_arithmetic() -> dict[str, int]:
     """FLOPs to the first token at the official size, of both models, counted on the meta device."""
     config = TokenFlowUnderstandingConfig()
     with torch.device("meta"):
@@ -156,7 +156,7 @@ def official_arithmetic() -> dict[str, float]:
     projector = 2 * config.num_image_features * config.text_config.hidden_size * config.text_config.hidden_size
     return {
         "language_model": count_flops(lambda: model.model.language_model(inputs_embeds=embeds)),
-        "projector": float(projector + 2 * features * config.text_config.hidden_size),
+        "projector": projector + 2 * features * config.text_config.hidden_size,
         "tokenflow_encoders": count_flops(lambda: model.model.tokenizer.extract_features(pixels)),
         "siglip": count_flops(lambda: twin.model.vision_tower(pixels, output_hidden_states=True)),
     }

@@ -26,6 +26,7 @@ from transformers_tokenflow.commands import (  # noqa: E402
     evaluate_understanding,
 )
 from transformers_tokenflow.evaluation import EvaluationError, parts  # noqa: E402
+from transformers_tokenflow.evaluation.understanding import SHORT_ANSWER  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TEACHER = ROOT / "hub_cards" / "tokenflow-tiny-teacher"
@@ -302,6 +303,7 @@ class TestUnderstanding:
         rows.to_parquet(tmp_path / "more.parquet")
         options = ["--model", talker, "--output", tmp_path / "out.json", "--max-new-tokens", 3]
         result = succeed("understanding", "--data", tmp_path / "more.parquet", *options)
+        assert read(tmp_path / "out.json")["description"]["settings"]["prompt"] == SHORT_ANSWER
         assert "left out 1 question that could not be read:\n  00000003: the row has no picture" in result.stderr
         assert read(tmp_path / "out.json")["questions"] == 3
 

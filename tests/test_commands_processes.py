@@ -32,7 +32,7 @@ PICTURES = 12
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 13])
 def test_shares_are_pieces_of_like_length(count: int):
     items = list(range(12))
-    shares = [Processes(number, count).share(items) for number in range(count)]
+    shares = [Processes(rank, count).share(items) for rank in range(count)]
     assert sum(shares, []) == items
     assert {len(share) for share in shares} <= {12 // count, -(-12 // count)}
 

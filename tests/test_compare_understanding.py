@@ -12,7 +12,7 @@ import yaml
 from tiny_questions import write_data
 
 from training import compare_understanding
-from training.compare_understanding import END, START, VARIANTS, Comparison, as_llava, main, make_table, write_into
+from training.compare_understanding import END, START, VARIANTS, Comparison, as_llava, main, make_table
 from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers import load_teacher
 from transformers_tokenflow.trainers.recipe import read_recipe
@@ -134,17 +134,6 @@ def test_table_has_means_over_seeds():
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
     assert first.startswith("| TokenFlow, last scale | 64 | 5.50 ± 0.10 | 55.0 ± 2.0 | 27.5 ± 4.0 | 55.0 ± 2.0 |")
     assert second.startswith("| a codebook of pixels alone, last scale | 64 | 1.00 ± 0.10 | 10.0 ± 2.0 |")
-
-
-def test_the_table_takes_the_place_of_the_former_one(tmp_path):
-    document = tmp_path / "understanding.md"
-    document.write_text(f"Before\n{START}\nold\n{END}\nafter\n")
-    for text in ("a longer table", "new"):
-        write_into(document, text)
-    assert document.read_text() == f"Before\n{START}\nnew\n{END}\nafter\n"
-    document.write_text("no place")
-    with pytest.raises(ValueError, match="understanding.md has no <!-- comparison -->"):
-        write_into(document, "new")
 
 
 def test_main_measures_what_is_asked_for_and_writes_all_there_is(tmp_path, monkeypatch):

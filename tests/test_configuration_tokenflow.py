@@ -160,7 +160,7 @@ def test_impossible_values(field: str, value: object):
     [([0.5] * 3, None), ([0.5], [0.5]), ([0.5] * 3, [0.5, 0.5]), ([0.5] * 3, [0.5, 0.0, 0.5])],
 )
 def test_impossible_normalisation(mean: list[float], std: list[float] | None):
-    with pytest.raises(ValueError, match="semantic_image_std"):
+    with pytest.raises(ValueError, match="hold three numbers each, with no standard deviation of 0"):
         tiny_config(semantic_image_mean=mean, semantic_image_std=std)
 
 

@@ -91,6 +91,11 @@ class TestScore:
         assert metrics["yes_ratio"] == 1.0
         assert metrics["yes_f1"] == pytest.approx(2 * 9 / (2 * 9 + 1))
 
+    def test_always_saying_no_finds_no_yes(self):
+        metrics = score(records(("no", "no"), ("No.", "no")))
+        assert metrics["yes_no_accuracy"] == metrics["yes_no_balanced_accuracy"] == 1.0
+        assert metrics["yes_f1"] == metrics["yes_ratio"] == 0.0
+
     def test_what_is_neither_is_wrong(self):
         metrics = score(records(("maybe", "yes"), ("no", "no"), ("No way", "no"), ("yes", "yes")))
         assert metrics["yes_no_accuracy"] == 0.75 and metrics["yes_no_balanced_accuracy"] == 0.75

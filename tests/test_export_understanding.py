@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageColor
 from safetensors.torch import load_file
 from tiny_models import tiny_understanding
 from tiny_questions import NAMES, make_processor, make_rows, write_data
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from training import evaluate_understanding, export_understanding
 from training.evaluate_understanding import MAX_NEW_TOKENS
+from training.export_tiny import save_sheet
 from training.export_understanding import ask_about, choose_pictures, main
 from training.prepare_questions import IMAGE_TOKEN
 
@@ -79,6 +81,17 @@ def test_measures_what_was_saved(run, tmp_path, monkeypatch):
     main(run, tmp_path / "card", tmp_path / "data")
     results = json.loads((tmp_path / "card" / "results.json").read_text())
     assert results["names"]["all"]["teacher"]["accuracy"] == 0.5
+
+
+def test_a_sheet_has_a_place_for_every_picture(tmp_path):
+    colors = [["red", "lime"], ["blue", "white"], ["black", "yellow"]]
+    save_sheet([[Image.new("RGB", (3, 2), color) for color in row] for row in colors], tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert sheet.size == (2 * 2 * 3, 2 * 3 * 2)
+    for top, row in enumerate(colors):
+        for left, color in enumerate(row):
+            corners = [(6 * left, 4 * top), (6 * left + 5, 4 * top + 3)]
+            assert [sheet.getpixel(corner) for corner in corners] == [ImageColor.getrgb(color)] * 2
 
 
 def test_pictures_are_chosen_by_their_place_and_have_no_skin_tones():

@@ -10,7 +10,6 @@ from PIL import Image
 from training.prepare_emoji import (
     HELDOUT_NAMES,
     HELDOUT_PAIRS,
-    STYLES,
     choose_split,
     clean_name,
     code_points,
@@ -29,7 +28,15 @@ from training.prepare_photos import (
     read_licence,
     square_on_white,
 )
-from training.prepare_sources import Source, check_member_name, fetch, hash_fraction, read_members, run_client
+from training.prepare_sources import (
+    EMOJI_STYLES,
+    Source,
+    check_member_name,
+    fetch,
+    hash_fraction,
+    read_members,
+    run_client,
+)
 
 DATA = Path(__file__).parents[1] / "data" / "tiny"
 COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -81,12 +88,12 @@ def test_hash_fraction_is_recorded(text: str, fraction: float) -> None:
     ],
 )
 def test_splits_are_recorded(family: str, splits: list[str]) -> None:
-    assert [choose_split(family, style) for style in STYLES] == splits
+    assert [choose_split(family, style) for style in EMOJI_STYLES] == splits
 
 
 def test_split_proportions() -> None:
     families = [f"thing {number}" for number in range(4000)]
-    splits = [[choose_split(family, style) for style in STYLES] for family in families]
+    splits = [[choose_split(family, style) for style in EMOJI_STYLES] for family in families]
     held_names = sum(split[0] == "heldout_names" for split in splits)
     held_pairs = sum("heldout_pairs" in split for split in splits)
     assert all(split.count("heldout_names") in (0, 3) and split.count("heldout_pairs") <= 1 for split in splits)
@@ -125,7 +132,7 @@ def test_emoji_rows_keep_variants_with_their_base() -> None:
     for base_name, style in {(row["base_name"], row["style"]) for row in rows}:
         assert len({row["split"] for row in rows if (row["base_name"], row["style"]) == (base_name, style)}) == 1
     assert {row["split"] for row in rows if row["name"] == "tiger"} == {"heldout_names"}
-    assert {row["licence"] for row in rows} == set(STYLES.values())
+    assert {row["licence"] for row in rows} == set(EMOJI_STYLES.values())
 
 
 def test_pictures_are_composited_over_white() -> None:
@@ -195,7 +202,9 @@ def test_built_data() -> None:
     splits = load_dataset(str(DATA))
     assert set(splits) == {"train", "heldout_names", "heldout_pairs", "heldout_photos"}
     emoji = {
-        split: {(name, style) for name, style in zip(rows["base_name"], rows["style"], strict=True) if style in STYLES}
+        split: {
+            (name, style) for name, style in zip(rows["base_name"], rows["style"], strict=True) if style in EMOJI_STYLES
+        }
         for split, rows in splits.items()
     }
     held_names = {name for name, _ in emoji["heldout_names"]}
@@ -203,7 +212,9 @@ def test_built_data() -> None:
     assert not emoji["train"] & emoji["heldout_pairs"]
     assert {name for name, _ in emoji["heldout_pairs"]} <= {name for name, _ in emoji["train"]}
     photos = {
-        split: {key for key in zip(splits[split]["style"], splits[split]["name"], strict=True) if key[0] not in STYLES}
+        split: {
+            key for key in zip(splits[split]["style"], splits[split]["name"], strict=True) if key[0] not in EMOJI_STYLES
+        }
         for split in ("train", "heldout_photos")
     }
     assert not photos["train"] & photos["heldout_photos"]

@@ -99,7 +99,7 @@ def test_the_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     arguments = ["--gpus", "2", "--gpu", "a100", "--utilization", "0.5", "--output", str(page)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     text = page.read_text()
-    assert text == f"before\n<!-- table -->\n{table(jobs, 2, 'a100', 0.5)}<!-- end of table -->\nafter\n"
+    assert text == f"before\n<!-- table -->\n{table(jobs, 2, 'a100', 0.5)}\n<!-- end of table -->\nafter\n"
     assert "| one | 1.00 + 0.10 G | 3.00 | 1.00 GB | 20 GB at 4 | 1.1 M: some | 3 |" in text
     assert "hours on 2 A100" in text
     for bad in (["--gpu", "abacus"], ["--utilization", "1.5"]):

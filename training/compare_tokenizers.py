@@ -22,9 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageTextToText
 
-from training.compare_understanding import Comparison, read_figures, short_training, write_figures, write_into
-from training.evaluate_tokenizer import EMOJI_STYLES, measure, to_pixels
+from benchmarks.pages import replace_between
+from training.compare_understanding import END, START, Comparison, read_figures, short_training, write_figures
+from training.evaluate_tokenizer import measure, to_pixels
 from training.evaluate_understanding import Answerer, load_splits, mean, rate, read_questions
+from training.prepare_sources import EMOJI_STYLES
 from transformers_tokenflow import TokenFlowModel, TokenFlowProcessor
 from transformers_tokenflow.evaluation.networks import clip_distance
 from transformers_tokenflow.scoring import OpenClipScorer
@@ -245,7 +247,7 @@ def main(
             tokenizers = study.figures(list(VARIANTS), range(seeds), "tokenizer")
             readers = study.figures(list(VARIANTS), range(seeds), "understanding")
             note = f"{steps} steps of a tokenizer, {understanding_steps} of a language model; {seeds} seed(s)."
-            write_into(document, f"{make_table(tokenizers, readers)}\n\n{note}")
+            replace_between(document, START, END, f"{make_table(tokenizers, readers)}\n\n{note}")
     typer.echo(make_table(tokenizers, readers))
 
 

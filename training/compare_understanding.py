@@ -20,6 +20,7 @@ import torch
 import typer
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration, set_seed
 
+from benchmarks.pages import replace_between
 from training.evaluate_understanding import TEACHER, Answerer, load_splits, measure, read_names
 from training.prepare_questions import encode_split
 from transformers_tokenflow import (
@@ -252,20 +253,6 @@ def make_table(figures: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def write_into(document: Path, text: str) -> None:
-    """
-    Puts a text between the comments that mark its place in a document.
-
-    Raises:
-        ValueError: the document has no such place.
-    """
-    content = document.read_text(encoding="utf-8")
-    if not 0 <= content.find(START) < content.find(END):
-        raise ValueError(f"{document} has no {START} before an {END}")
-    before, _, rest = content.partition(START)
-    document.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main(
     variants: Annotated[list[str] | None, typer.Argument(help="By default all.")] = None,
     pixel_tokenizer: str = "runs/tiny-pixel",
@@ -287,7 +274,7 @@ def main(
             comparison.measure(name, seed)
         table = make_table(comparison.figures(range(seeds)))
         note = f"{steps} steps of training, {seeds} seed(s); per cent right ± the standard error over pictures."
-        write_into(document, f"{table}\n\n{note}")
+        replace_between(document, START, END, f"{table}\n\n{note}")
         typer.echo(table)
 
 

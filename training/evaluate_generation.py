@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.evaluate_teacher import image_features
-from training.prepare_sources import hash_fraction
-from training.train_teacher import EMOJI_STYLES, as_input
+from training.prepare_sources import EMOJI_STYLES, hash_fraction
+from training.train_teacher import as_input
 from transformers_tokenflow.commands.generation import load_painter
 from transformers_tokenflow.evaluation.generation import agreement, draw, embed_texts
 from transformers_tokenflow.scoring import OpenClipScorer

@@ -15,8 +15,9 @@ import typer
 from datasets import Dataset, load_dataset
 from torch import Tensor
 
+from training.prepare_sources import EMOJI_STYLES
 from training.retrieval import cross_style_retrieval_accuracy
-from training.train_teacher import EMOJI_STYLES, as_input
+from training.train_teacher import as_input
 
 NEIGHBOURS = 10
 

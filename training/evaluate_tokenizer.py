@@ -23,7 +23,6 @@ from transformers_tokenflow.evaluation.reconstruction import reconstruct
 from transformers_tokenflow.trainers.data import PictureTransform
 from transformers_tokenflow.trainers.teachers import Teacher, load_teacher
 
-EMOJI_STYLES = ("noto", "openmoji", "twemoji")
 # Pictures that come inside scikit-image's package; its others would be downloaded.
 SAMPLE_PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 

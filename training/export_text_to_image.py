@@ -8,12 +8,11 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image
 from transformers import AutoProcessor
 
 from training.evaluate_generation import Painter
 from training.evaluate_generation import main as evaluate
-from training.export_tiny import folder_size, read_training, save_half, write_card
+from training.export_tiny import folder_size, read_training, save_half, save_sheet, write_card
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowPipeline
 from transformers_tokenflow.generation_tokenflow import default_generation_config
 
@@ -36,16 +35,10 @@ CARD_PROMPTS = [
 
 
 def draw_pictures(folder: Path, rows: int = 3) -> None:
-    """A column per prompt, a row per seed, twice their size."""
+    """A column per prompt, a row per seed."""
     painter = Painter(folder, batch_size=len(CARD_PROMPTS))
     batches = [painter.paint(CARD_PROMPTS, seed=100 * row) for row in range(rows)]
-    side = batches[0].shape[-1]
-    sheet = Image.new("RGB", (side * len(CARD_PROMPTS), side * rows), "white")
-    for row, batch in enumerate(batches):
-        for column, picture in enumerate(painter.processor.postprocess(batch)):
-            sheet.paste(picture, (side * column, side * row))
-    sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
-    sheet.quantize(256).save(folder / "pictures.png", optimize=True)
+    save_sheet([painter.processor.postprocess(batch) for batch in batches], folder / "pictures.png")
 
 
 def main(

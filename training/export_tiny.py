@@ -4,6 +4,7 @@ python -m training.export_tiny runs/tiny hub_cards/tokenflow-tiny
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,9 +40,20 @@ def save_half(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return type(model).from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def save_sheet(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+    """Rows of equally many pictures, all of one size, side by side and twice as large, in 256 colours."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
+    for top, row in enumerate(rows):
+        for left, picture in enumerate(row):
+            sheet.paste(picture, (width * left, height * top))
+    sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
+    sheet.quantize(256).save(path, optimize=True)
+
+
 @torch.no_grad()
-def draw_pictures(model: TokenFlowModel, folder: Path, data: Path) -> Path:
-    """Held-out pictures above their reconstructions, three times their size."""
+def draw_pictures(model: TokenFlowModel, folder: Path, data: Path) -> None:
+    """Held-out pictures above their reconstructions."""
     processor = AutoImageProcessor.from_pretrained(folder)
     pictures: list[Image.Image] = []
     for split in ("heldout_names", "heldout_photos"):
@@ -50,15 +62,7 @@ def draw_pictures(model: TokenFlowModel, folder: Path, data: Path) -> Path:
         pictures += rows.select(range(0, step * (CARD_PICTURES // 2), step))["image"]
     inputs = processor(images=pictures, return_tensors="pt")
     decoded = processor.postprocess(model.decode(model.encode(**inputs).codes).pixel_values)
-    side = model.config.image_size
-    sheet = Image.new("RGB", (side * len(pictures), 2 * side), "white")
-    for column, (picture, reconstruction) in enumerate(zip(pictures, decoded, strict=True)):
-        sheet.paste(picture, (side * column, 0))
-        sheet.paste(reconstruction, (side * column, side))
-    sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
-    path = folder / "pictures.png"
-    sheet.quantize(256).save(path, optimize=True)
-    return path
+    save_sheet([pictures, decoded], folder / "pictures.png")
 
 
 def write_card(folder: Path, template: str, model: PreTrainedModel, **values: Any) -> None:

@@ -9,12 +9,11 @@ from typing import Annotated
 import torch
 import typer
 from datasets import Dataset
-from PIL import Image
 from transformers import AutoProcessor
 
 from training.evaluate_understanding import MAX_NEW_TOKENS, Answerer, Question, load_splits
 from training.evaluate_understanding import main as evaluate
-from training.export_tiny import folder_size, read_training, save_half, write_card
+from training.export_tiny import folder_size, read_training, save_half, save_sheet, write_card
 from training.questions import COLOUR_QUESTIONS, NAME_QUESTIONS, STYLE_QUESTIONS, YES_NO_QUESTIONS, describe
 from transformers_tokenflow import TokenFlowForConditionalGeneration
 
@@ -42,14 +41,8 @@ def ask_about(rows: Dataset) -> list[Question]:
 
 
 def draw_pictures(rows: Dataset, folder: Path) -> None:
-    """The pictures in a row, twice their size."""
-    pictures: list[Image.Image] = rows["image"][:]
-    side = pictures[0].width
-    sheet = Image.new("RGB", (side * len(pictures), side), "white")
-    for column, picture in enumerate(pictures):
-        sheet.paste(picture, (side * column, 0))
-    sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
-    sheet.quantize(256).save(folder / "pictures.png", optimize=True)
+    """The pictures in a row."""
+    save_sheet([rows["image"][:]], folder / "pictures.png")
 
 
 def main(

@@ -19,8 +19,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from training.prepare_emoji import STYLES
-from training.prepare_sources import hash_fraction
+from training.prepare_sources import EMOJI_STYLES, hash_fraction
 from transformers_tokenflow.commands.encoding import encode_pictures
 from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
@@ -43,7 +42,7 @@ def select_rows(rows: Dataset) -> Dataset:
     chosen: list[int] = []
     variants: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
     for index, (name, base_name, style) in enumerate(zip(rows["name"], rows["base_name"], rows["style"], strict=True)):
-        if style not in STYLES:
+        if style not in EMOJI_STYLES:
             continue
         if name == base_name:
             chosen.append(index)

@@ -24,7 +24,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from training.prepare_photos import IMAGE_SIZE, encode_png, on_white, photo_rows
-from training.prepare_sources import Source, hash_fraction, read_npm
+from training.prepare_sources import EMOJI_STYLES, Source, hash_fraction, read_npm
 
 NOTO = Source(
     "emoji-datasource-google",
@@ -41,7 +41,6 @@ TWEMOJI = Source(
 OPENMOJI = Source(
     "openmoji", "17.0.0", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"
 )
-STYLES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
 HELDOUT_NAMES = 0.05
 HELDOUT_PAIRS = 0.15
 SPLITS = ["train", "heldout_names", "heldout_pairs", "heldout_photos"]
@@ -173,7 +172,7 @@ def choose_split(family: str, style: str) -> str:
     """Decides the split of a family's pictures in one style, by nothing but hashes."""
     if hash_fraction(f"name/{family}") < HELDOUT_NAMES:
         return "heldout_names"
-    heldout_style = list(STYLES)[int(hash_fraction(f"style/{family}") * len(STYLES))]
+    heldout_style = list(EMOJI_STYLES)[int(hash_fraction(f"style/{family}") * len(EMOJI_STYLES))]
     if style == heldout_style and hash_fraction(f"pair/{family}") < HELDOUT_PAIRS:
         return "heldout_pairs"
     return "train"
@@ -188,7 +187,7 @@ def emoji_rows(names: dict[str, dict[str, str]], pictures: dict[str, dict[str, I
     leaders = join_families(shared)
     rows = []
     for points, entry in sorted(names.items()):
-        styles = [style for style in STYLES if points in pictures[style]]
+        styles = [style for style in EMOJI_STYLES if points in pictures[style]]
         for style in styles:
             split = choose_split(leaders[family_of(entry["base_name"])], style)
             if len(styles) == 1 and split != "train":
@@ -201,7 +200,7 @@ def emoji_rows(names: dict[str, dict[str, str]], pictures: dict[str, dict[str, I
                     "image": image,
                     **columns,
                     "style": style,
-                    "licence": STYLES[style],
+                    "licence": EMOJI_STYLES[style],
                     "package": package,
                     "split": split,
                 }

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+# Three drawings of the same emoji, and their licences. Their order has a part in which one is held out of which name.
+EMOJI_STYLES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
+
 
 @dataclass(frozen=True)
 class Source:

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
 
-EMOJI_STYLES = ("noto", "twemoji", "openmoji")
+from training.prepare_sources import EMOJI_STYLES
+
 PREPROCESS = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 

@@ -20,6 +20,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
+from benchmarks.measuring import count_flops
+from benchmarks.pages import replace_between
 from transformers_tokenflow import (
     TokenFlowConfig,
     TokenFlowForConditionalGeneration,
@@ -98,13 +100,6 @@ class KeptTensors:
             self._held.append(tensor)
             self.bytes += storage.nbytes()
         return tensor
-
-
-def count_flops(function: Callable[[], Any]) -> int:
-    """The arithmetic of a call."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 def measure(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Cost:
@@ -240,7 +235,7 @@ def table(jobs: list[Job], gpus: int, gpu: str, utilization: float) -> str:
     ]
     lines = [[*heads, f"hours on {gpus} {gpu.upper()}"], ["---", *["---:"] * 4, "---", "---:"]]
     lines += [row(job, gpus, gpu, utilization) for job in jobs]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(
@@ -258,10 +253,7 @@ def main(
     if output is None:
         typer.echo(text)
         return
-    start, end = "<!-- table -->\n", "<!-- end of table -->"
-    page = output.read_text(encoding="utf-8")
-    before, _, rest = page.partition(start)
-    output.write_text(before + start + text + end + rest.partition(end)[2], encoding="utf-8")
+    replace_between(output, "<!-- table -->", "<!-- end of table -->", text)
 
 
 if __name__ == "__main__":

@@ -138,14 +138,14 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
             Pictures are brought to [0, 1] and standardised with these for the semantic encoder. `None`: it sees the
             same [-1, 1] pixels as the pixel encoder.
         pixel_channels (`int`, defaults to 128):
-            What the widths of the convolutional pixel encoder are multiples of.
+            Base width of the convolutional pixel encoder.
         pixel_channel_multipliers (`list[int]`, defaults to `[1, 1, 2, 2, 4]`):
-            How many times that its levels are wide, highest resolution first. Every level but the last halves the
-            resolution.
+            Width of each level as a multiple of `pixel_channels`, highest resolution first. Every level but the last
+            halves the resolution.
         pixel_num_res_blocks (`int`, defaults to 2):
             Residual blocks of each level.
         pixel_latent_channels (`int`, defaults to 256):
-            Its last width, before the projection to the codebook.
+            Channels of the pixel encoder's output, before the projection to the codebook.
         pixel_patch_size (`int`, defaults to 1):
             Side of the pixel blocks that are folded into channels before the first level and unfolded after the last.
         pixel_attention_levels (`list[int]`, defaults to `[-1]`):
@@ -225,8 +225,8 @@ class TokenFlowConfig(TokenFlowConfigMixin, PreTrainedConfig):
         mean, std = self.semantic_image_mean, self.semantic_image_std
         if (mean is None) != (std is None) or (mean is not None and not (len(mean) == len(std) == 3 and all(std))):
             raise ValueError(
-                "`semantic_image_mean` and `semantic_image_std` must both be None, or three numbers each of which the "
-                f"deviations are not 0; got {mean} and {std}"
+                "`semantic_image_mean` and `semantic_image_std` must both be None, or hold three numbers each, with no "
+                f"standard deviation of 0; got {mean} and {std}"
             )
 
     def _check_pixel_levels(self) -> None:
@@ -443,6 +443,10 @@ class TokenFlowTextToImageConfig(TokenFlowConfigMixin, PreTrainedConfig):
         use_text_head (`bool`, defaults to `True`):
             Whether text tokens compete with visual ones in training, as officially, where the end of the image is
             learned too. Drawing never computes them.
+
+    Raises:
+        ValueError: the language model is no Llama, or has too few positions for a prompt and the image's tokens; or the
+            tokenizer's scales do not begin with 1.
     """
 
     model_type = "tokenflow_text_to_image"

@@ -154,7 +154,8 @@ class NextScaleGenerationMixin(GenerationMixin):
             top_p: of those, the likeliest that make up this share; 0 for all.
             temperature: divides the scores.
             do_sample: False takes the likeliest entry in every pass.
-            attend_to_refined: whether later scales attend to a scale's last pass, not its first as officially.
+            attend_to_refined: whether later scales attend to a scale's last pass; the official code attends to its
+                first.
             num_images_per_prompt: n; the pictures of a prompt follow each other.
             seed: a number, of which picture i gets seed + i, or one per prompt, whose pictures count on from it.
             generator: one for all, or one per picture. Without seeds and generators torch's own is used. A picture

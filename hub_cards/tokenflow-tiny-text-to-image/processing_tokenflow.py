@@ -77,6 +77,10 @@ class TokenFlowProcessor(ConversationProcessorMixin):
             How many tokens a picture takes: the `num_image_features` of the model's configuration.
         default_question (`str`, defaults to `"What is in this picture?"`):
             What `tokenflow describe` asks unless it is told otherwise.
+
+    Raises:
+        ValueError: `image_token` comes without `num_image_tokens`, or the latter alone; or `max_prompt_length` or
+            `num_image_tokens` is below 1; or the tokenizer does not take `image_token` for one token.
     """
 
     valid_processor_kwargs = TokenFlowProcessorKwargs

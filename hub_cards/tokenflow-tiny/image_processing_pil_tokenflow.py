@@ -257,6 +257,12 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
             output_type (`str`): "pil" for a list of PIL images, rounded to the nearest byte as the official code does
                 (x · 127.5 + 128, truncated); "np" for an array (B, H, W, 3) in [0, 1]; "pt" for a tensor (B, 3, H, W)
                 in [0, 1] on the same device. Both are float32 and not rounded.
+
+        Returns:
+            The pictures, in the form that `output_type` says; of a single one as a batch of one.
+
+        Raises:
+            ValueError: another `output_type`, pixels of another shape, or NaN among them.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` is 'pil', 'np' or 'pt', but got {output_type!r}.")

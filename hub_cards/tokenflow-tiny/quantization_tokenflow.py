@@ -356,6 +356,9 @@ class TokenFlowQuantizer(nn.Module):
 
         Returns:
             (B, S, D, H, W) in fp32: [:, i] is the sum over the scales up to i; the last equals `quantized`.
+
+        Raises:
+            ValueError: `codes` is not two-dimensional, or ends inside a scale; or the scales are no ascending sides.
         """
         parts = self.split_codes(codes, scales)
         grid = (self.scales if scales is None else scales)[-1]
@@ -395,12 +398,16 @@ class TokenFlowQuantizer(nn.Module):
 
         Args:
             codes: (B, L), all scales or the first n.
+            scales: in place of the quantiser's own.
             drawn_codes: (B, L), with which the features are those of refinement passes: a scale's own codes, of
                 these, are added to what the scales of `codes` before it give.
 
         Returns:
             (B, L', D) in fp32: the running features resized to scales 1, 2, … (n if there is one), flattened row by
             row and concatenated.
+
+        Raises:
+            ValueError: the codes are not two-dimensional, or end inside a scale; or the scales are no ascending sides.
         """
         scales = self.scales if scales is None else scales
         own = self.split_codes(drawn_codes, scales)[1:] if drawn_codes is not None else [None] * len(scales)

@@ -29,11 +29,12 @@ from .output import console, error_console, is_main_process, progress_bar, repor
 Results = Annotated[
     Path, typer.Option(help="JSON file for the results; a run that was killed goes on from what lies beside it.")
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Takes so many, the first ones.", show_default="all")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N.", show_default="all")]
 UpdateCard = Annotated[
     Path | None,
     typer.Option(
-        help="Model's folder: its README.md, and for data of the Hub .eval_results, get the results, too.",
+        help="Folder of a model, into whose README.md (for datasets of the Hub also .eval_results) the results are "
+        "written.",
         exists=True,
         file_okay=False,
     ),
@@ -115,7 +116,7 @@ def generation(
     """
     Draw a benchmark's prompts as its own programs expect them, and judge the pictures by a CLIP.
 
-    With ImageReward installed by that, too.
+    ImageReward judges them as well, if it is installed.
 
     Examples:
 
@@ -155,8 +156,12 @@ def understanding(
     ] = None,
     limit: Limit = None,
     prompt: Annotated[
-        str, typer.Option(help="What is asked.")
-    ] = "{question}\nAnswer the question using a single word or phrase.",
+        str | None,
+        typer.Option(
+            help="What is asked, with {question} in it.",
+            show_default="{question}, and to answer with a single word or phrase",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")] = 16,
     update_card: UpdateCard = None,
     device: Device = "auto",

@@ -14,6 +14,9 @@ class PreallocatedLayer(DynamicLayer):
     """
     A dynamic layer that never copies what it holds: there is room for all tokens, and `keys` and `values` are views.
 
+    `reorder_cache` and `batch_repeat_interleave`, which this package does not call, are here for callers of
+    transformers' `Cache`: the inherited ones would change the views and leave the buffers stale.
+
     Args:
         max_length: tokens there is room for.
     """

@@ -230,9 +230,19 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         self, pixel_values: torch.Tensor, scales: Sequence[int] | None = None, return_loss: bool = False
     ) -> TokenFlowQuantizerOutput:
         """
-        Both encoders and the quantiser, as its `forward`.
+        Both encoders and the quantiser.
 
-        A grid that is not the last scale raises a ValueError, except in training, where a list of scales may end early.
+        Args:
+            pixel_values: (B, 3, H, H) in [-1, 1].
+            scales: in place of the configuration's. In training a list may end before the grid.
+            return_loss: whether to compute the quantiser's losses.
+
+        Returns:
+            [`TokenFlowQuantizerOutput`]
+
+        Raises:
+            ValueError: the pixels are no batch of square RGB pictures, no floats, or (but for training) not finite; the
+                scales are no ascending sides; or their last one is not the pictures' grid.
         """
         features = self.extract_features(pixel_values)
         grid, size = features.shape[-1], pixel_values.shape[-1]
@@ -307,6 +317,9 @@ class TokenFlowModel(TokenFlowPreTrainedModel):
         Args:
             quantized: (B, d_sem + d_pix, grid, grid).
             size: side of the pictures; by default the configuration's, in proportion to the grid.
+
+        Returns:
+            [`TokenFlowDecoderOutput`]
         """
         # One layout whatever they came from, since convolutions of another one round differently: the official one.
         dtype = self.pixel_decoder.conv_in.weight.dtype

@@ -29,7 +29,7 @@ class Request:
     text: str
     negative_prompt: str | None = None
     seed: int | None = None
-    generators: Sequence[torch.Generator] | None = None
+    generators: torch.Generator | Sequence[torch.Generator] | None = None
     image: Any = None
     codes: torch.Tensor | None = None
     mask: Any = None
@@ -43,6 +43,10 @@ class TextToImagePipeline(Pipeline):
         picture = painter("a red apple", seed=0)
 
     A text gives a PIL image, a list of texts a list. See `__call__` for what can be asked for.
+
+    Raises:
+        ValueError: the model is no generator; or an option is given as a default that belongs to a call (`generator`,
+            `image`, `codes`, `mask`), or is an unknown `output_type`.
     """
 
     _load_processor = True
@@ -90,8 +94,8 @@ class TextToImagePipeline(Pipeline):
                 (H, W, 3) and "pt" (3, H, W) in [0, 1], or "latent" for codes (L,); `best_of` with `scorer`, called
                 with semantic features (M, h·w, d_teacher) and M texts and giving (M,) scores; and, as `generate` takes
                 them, `guidance_scale`, `top_k`, `top_p`, `temperature`, `keep_scales`, `prune_at`,
-                `callback_on_scale_end`, ... Pipelines take these, `seed` and `negative_prompt` when they are made, too,
-                for every call that does not bring its own.
+                `callback_on_scale_end`, ... All of these, `seed` and `negative_prompt` can also be given to
+                `pipeline(...)`, as defaults for its calls.
 
         Raises:
             ValueError: an input is no text, there are not as many of something as texts, or `generate` refuses.

@@ -65,6 +65,9 @@ class TokenFlowPipeline(DiffusionPipeline):
             The generator, with its image tokenizer.
         processor (`TokenFlowProcessor`):
             Prepares prompts and pictures.
+
+    Raises:
+        ValueError: the model is no generator.
     """
 
     model_cpu_offload_seq = "model"

@@ -17,7 +17,8 @@ class OpenClipScorer:
     How well pictures go with their prompts, seen by the CLIP that taught the image tokenizer.
 
     The tokenizer decodes the teacher's features from codes, so that no picture need be made to be looked at: the score
-    is the cosine of their mean with the text's embedding. Of CLIPs that pool otherwise it is the nearest thing to it.
+    is the cosine of their mean with the text's embedding. For CLIPs that pool otherwise this only approximates their
+    own score.
 
         scorer = OpenClipScorer("local-dir:hub_cards/tokenflow-tiny-teacher")
         picture = painter("a red apple", best_of=8, scorer=scorer)

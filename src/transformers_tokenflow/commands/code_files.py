@@ -146,7 +146,7 @@ class CodeWriter:
         if not self.rows:
             return 0
         # A process of a killed run may write for a moment longer: under no other's name, at least.
-        name = f"part-{self.run:05d}-{self.processes.number:05d}-{self.parts:05d}-{uuid.uuid4().hex[:8]}.parquet"
+        name = f"part-{self.run:05d}-{self.processes.rank:05d}-{self.parts:05d}-{uuid.uuid4().hex[:8]}.parquet"
         with written_atomically(self.folder / name) as temporary:
             pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), temporary)
         self.parts += 1

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..evaluation.data import describe_rows
 from ..evaluation.parts import Parts
 from ..evaluation.report import describe_model, evaluate, refuse_others
-from ..evaluation.understanding import Answerer, answer_questions, load_questions, summarize
+from ..evaluation.understanding import SHORT_ANSWER, Answerer, answer_questions, load_questions, summarize
 from . import CommandError
 from .describing import DEFAULT_MODEL
 from .evaluation import Advance, processes
@@ -27,7 +27,7 @@ def evaluate_understanding(
     split: str | None,
     columns: dict[str, str],
     limit: int | None,
-    prompt: str,
+    prompt: str | None,
     max_new_tokens: int,
     device: str,
     dtype: str,
@@ -43,7 +43,7 @@ def evaluate_understanding(
         data: a table, folder or repository that `load_questions` reads.
         output: the JSON file.
         config, split, columns, limit: of the data, see `load_questions`.
-        prompt: what is asked, with `{question}` in it.
+        prompt: what is asked, with `{question}` in it; by default `SHORT_ANSWER`.
         max_new_tokens: how long an answer may get.
         device, dtype, batch_size: of the model.
         advance: is told how many questions are done, of how many.
@@ -54,6 +54,7 @@ def evaluate_understanding(
     Raises:
         CommandError: something that is needed is not here, or is not what it should be.
     """
+    prompt = SHORT_ANSWER if prompt is None else prompt
     if "{question}" not in prompt:
         raise CommandError(f"the prompt must say where the {{question}} goes; got {prompt!r}")
     logging.disable_progress_bar()

@@ -25,33 +25,33 @@ class Processes:
     How many processes share a command's work, and which of them this is.
 
     Args:
-        number: of this one; the main one has 0.
-        count: of all.
+        rank: this one's number; the main one has 0.
+        world_size: how many there are.
     """
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
         """Whether this is the one that speaks and puts together what all have done."""
-        return self.number == 0
+        return self.rank == 0
 
     def share(self, items: Sequence[Any]) -> Sequence[Any]:
         """What of a list, the same one in all processes, is this one's: a piece of it, as long as the others'."""
-        start, end = (len(items) * number // self.count for number in (self.number, self.number + 1))
+        start, end = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return items[start:end]
 
     def wait(self) -> None:
         """Go on when all have come here."""
-        if self.count > 1:
+        if self.world_size > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
     def gather(self, item: Any) -> list[Any]:
         """What all give, in all processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [item]
         from accelerate.utils import gather_object
 

@@ -91,10 +91,10 @@ def load_tokenizer(name: str | None = None, device: str = "auto", dtype: str = "
     if read_config_fields(name).get("model_type") not in WITH_TOKENIZER:
         check_model_type(name, TokenFlowConfig, "tokenizer")
     model = load_model(name, getattr(torch, dtype), TokenFlowModel)
-    return Tokenizer(name, model.to(target).eval(), load_processor(name, model.config), target)
+    return Tokenizer(name, model.to(target).eval(), load_image_processor(name, model.config), target)
 
 
-def load_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcessorMixin:
+def load_image_processor(name: str, config: TokenFlowConfig) -> TokenFlowImageProcessorMixin:
     """
     The image processor saved with a model, or without one the default at the model's size.
 

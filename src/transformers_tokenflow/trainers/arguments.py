@@ -146,7 +146,9 @@ class TextToImageTrainingArguments(AdapterTrainingArguments):
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate (official)."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=5_000, metadata={"help": "Steps of linear warm-up (official)."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Of matrices, not of norms and biases (official)."})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "Weight decay of matrices; norms and biases have none (official)."}
+    )
     max_grad_norm: float = field(default=0.5, metadata={"help": "Norm that gradients are clipped to (official)."})
     text_dropout: float = field(
         default=0.1, metadata={"help": "Probability that a caption is left out, which guidance needs (paper)."}

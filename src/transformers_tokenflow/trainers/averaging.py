@@ -18,7 +18,7 @@ class AveragedWeights(AveragedModel):
 
     Args:
         part: the module.
-        decay: how much of the average a step leaves.
+        decay: share of the running average that a step keeps.
     """
 
     def __init__(self, part: nn.Module, decay: float) -> None:

@@ -61,14 +61,14 @@ def pad(rows: list[Any], length: int, value: int) -> torch.Tensor:
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
-    Put things into as few bins as best fit, from the longest to the shortest, finds.
+    Best-fit decreasing: from the longest on, each item goes into the fullest bin that has room.
 
     Args:
-        lengths: of the things, none above `size`.
+        lengths: of the items, none above `size`.
         size: of a bin.
 
     Returns:
-        The numbers of the things in each bin.
+        The numbers of the items in each bin.
     """
     bins: list[list[int]] = []
     by_space: dict[int, list[int]] = defaultdict(list)

@@ -30,6 +30,9 @@ class PictureTransform:
         train: whether crop and flip are random.
         min_crop: smallest share of the shorter side that a crop keeps.
         flip: whether pictures may be mirrored.
+
+    Raises:
+        ValueError: `min_crop` does not lie in (0, 1].
     """
 
     def __init__(self, size: int, train: bool = True, min_crop: float = 0.8, flip: bool = True) -> None:

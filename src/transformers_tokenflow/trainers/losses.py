@@ -24,7 +24,12 @@ def negative_psnr(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> t
 
 
 class LpipsLoss(nn.Module):
-    """LPIPS (arXiv 1801.03924) on VGG16, frozen and in evaluation mode."""
+    """
+    LPIPS (arXiv 1801.03924) on VGG16, frozen and in evaluation mode.
+
+    Raises:
+        RuntimeError: lpips is not installed, or VGG16's weights can't be had.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
-"""Reconstructions: how close they are; and where pictures and texts can be looked at."""
+"""Where reconstructions and texts can be looked at while a model is trained."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,13 +7,6 @@ from pathlib import Path
 import torch
 from torchvision.utils import make_grid, save_image
 from transformers import TrainerCallback
-
-from ..evaluation.measures import psnr
-
-
-def mean_psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean of `psnr` over the pictures: (B, 3, H, W) in [0, 1], in dB -> ()"""
-    return psnr(prediction, target).mean()
 
 
 def comparison(real: torch.Tensor, fake: torch.Tensor, count: int) -> torch.Tensor:

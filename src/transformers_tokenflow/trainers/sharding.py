@@ -125,10 +125,11 @@ def whole_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     whole = {}
     for name, tensor in state.items():
-        gathered = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, operator]
         if not is_sharded(tensor):
             whole[name] = tensor
-        elif distributed.get_rank() == 0:
+            continue
+        gathered = tensor.full_tensor()  # type: ignore[attr-defined, operator]  # by all processes
+        if distributed.get_rank() == 0:
             whole[name] = gathered.cpu()
     return whole
 

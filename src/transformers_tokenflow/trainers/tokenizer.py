@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..evaluation.measures import psnr
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
 from .base import BaseTrainer, check_evaluated, load_extra_state
@@ -20,12 +21,10 @@ from .data import PictureTransform, column_names, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
 from .parameters import select_trainable
-from .pictures import comparison, log_picture, mean_psnr, psnr
+from .pictures import comparison, log_picture
 from .processes import mean_over_processes
 from .sharding import check_tokenizer_settings
 from .teachers import Teacher
-
-__all__ = ["TokenFlowTrainer", "TokenFlowTrainingArguments", "mean_psnr"]
 
 
 class TokenFlowTrainer(BaseTrainer):
