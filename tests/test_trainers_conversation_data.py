@@ -389,6 +389,9 @@ def test_packed_rows_hold_whole_conversations(pair):
     assert sorted(seen) == list(range(8))
     batch = ConversationCollator(0)([packed[index] for index in range(len(packed))])
     assert "attention_mask" not in batch and batch["position_ids"].shape == batch["input_ids"].shape
+    for row, length in zip(batch["position_ids"], packed.lengths, strict=True):
+        assert not row[length:].any()  # each token of padding begins a sequence of its own
+    assert min(packed.lengths) < batch["position_ids"].shape[1]
 
 
 def test_a_folder_of_pictures_beside_metadata(pair, tmp_path, monkeypatch):
