@@ -60,6 +60,8 @@ class TextToImageTrainer(BaseTrainer):
         ImportError: adapters are asked for, and peft is not installed.
     """
 
+    refused_settings = (*BaseTrainer.refused_settings, "label_smoothing_factor")
+
     def __init__(
         self,
         model: TokenFlowForTextToImage,

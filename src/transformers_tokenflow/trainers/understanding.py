@@ -49,8 +49,6 @@ class UnderstandingTrainer(BaseTrainer):
         ImportError: adapters are asked for, and peft is not installed.
     """
 
-    refused_settings = ("bf16_full_eval", "fp16_full_eval")
-
     def __init__(
         self,
         model: TokenFlowForConditionalGeneration,
