@@ -4,7 +4,7 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,7 +221,7 @@ def load_pictures(
 
 def load_rows(
     path: str,
-    columns: list[str],
+    needed: list[str],
     split: str = "train",
     streaming: bool = False,
     seed: int = 0,
@@ -230,14 +230,14 @@ def load_rows(
     **kwargs: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Rows of anything that `datasets.load_dataset` reads, which must have the columns.
+    Rows of anything that `datasets.load_dataset` reads, which must have the needed columns.
 
-    Args and errors are those of [`load_pictures`].
+    Other arguments, and errors, are those of [`load_pictures`].
     """
     if streaming and limits:
         raise ValueError(f"rows of a stream can't be counted beforehand: limits={limits} needs streaming=False")
     dataset = datasets.load_dataset(path, split=split, streaming=streaming, **kwargs)
-    for name in (*columns, *(limits or ())):
+    for name in (*needed, *(limits or ())):
         if dataset.column_names is not None and name not in dataset.column_names:
             raise ValueError(f"{path} has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
     if take is not None:
@@ -247,7 +247,7 @@ def load_rows(
     for name, counts in (limits or {}).items():
         dataset = limit_rows(dataset, name, counts, seed)
     if len(dataset) == 0:
-        raise ValueError(f"no pictures are left of {path}, split {split!r}, with limits {limits}")
+        raise ValueError(f"no rows are left of {path}, split {split!r}, with take {take} and limits {limits}")
     return dataset
 
 
@@ -255,6 +255,8 @@ def limit_rows(dataset: datasets.Dataset, column: str, counts: dict[str, int], s
     """At most `counts[value]` rows for each value of a column, in their order, drawn with the seed."""
     rows: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(dataset[column]):
+        if not isinstance(value, Hashable):
+            raise ValueError(f"limits are of columns with single values; got {value!r:.100} in {column}")
         rows[value].append(index)
     kept = []
     for value, indices in rows.items():
