@@ -104,6 +104,11 @@ def has_transform(dataset: Any) -> bool:
     return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
 
 
+def plain_rows(dataset: Any) -> Any:
+    """Rows of Python's own values, whatever format they would come in, but for those that a function makes."""
+    return dataset if has_transform(dataset) else dataset.with_format(None)
+
+
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Names of the columns, which of a stream, and of what a function makes of rows, have to be read off the first."""
     names = None if has_transform(dataset) else dataset.column_names
@@ -178,6 +183,7 @@ def pictures_of(
     shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> PictureDataset | ExampleStream:
     """Pictures of rows, see [`load_pictures`]; a stream's for training shuffled and without end, or once as it is."""
+    dataset = plain_rows(dataset)
     if not isinstance(dataset, datasets.IterableDataset):
         return PictureDataset(dataset, transform, seed, column)
     dataset = undecoded_column(dataset, column).select_columns([column])
@@ -253,7 +259,7 @@ def load_rows(
 
 def limit_rows(dataset: datasets.Dataset, column: str, counts: dict[str, int], seed: int) -> datasets.Dataset:
     """At most `counts[value]` rows for each value of a column, in their order, drawn with the seed."""
-    rows: dict[str, list[int]] = defaultdict(list)
+    rows: dict[Any, list[int]] = defaultdict(list)
     for index, value in enumerate(dataset[column]):
         if not isinstance(value, Hashable):
             raise ValueError(f"limits are of columns with single values; got {value!r:.100} in {column}")
