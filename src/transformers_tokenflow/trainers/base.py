@@ -168,6 +168,12 @@ class BaseTrainer(StreamTrainer):
         """
         return random.Random(f"{self.args.seed}-{self.state.global_step}-{self.batches_of_step}")
 
+    def part_of_step(self, total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+        """What a batch whose losses are summed up adds to the mean over a step's items, on however many devices."""
+        # Every device's loss is divided by the items of all, and their gradients are averaged afterwards.
+        devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return devices * total / torch.as_tensor(num_items).clamp(min=1)
+
     def _is_overflow(self) -> bool:
         """Whether fp16's scaler will skip the step and halve its scale: not for ever, if it is the scale's fault."""
         scaler = self.accelerator.scaler
