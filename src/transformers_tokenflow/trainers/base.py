@@ -168,7 +168,7 @@ class BaseTrainer(StreamTrainer):
         """
         return random.Random(f"{self.args.seed}-{self.state.global_step}-{self.batches_of_step}")
 
-    def part_of_step(self, total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+    def _part_of_step(self, total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
         """What a batch whose losses are summed up adds to the mean over a step's items, on however many devices."""
         # Every device's loss is divided by the items of all, and their gradients are averaged afterwards.
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

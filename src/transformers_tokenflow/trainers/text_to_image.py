@@ -141,7 +141,7 @@ class TextToImageTrainer(BaseTrainer):
             self.record({name: value.mean() for name, value in values.items()})
         loss = output.loss
         if num_items_in_batch is not None:
-            loss = self.part_of_step(loss * len(inputs["input_ids"]), num_items_in_batch)
+            loss = self._part_of_step(loss * len(inputs["input_ids"]), num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
     def _with_labels(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

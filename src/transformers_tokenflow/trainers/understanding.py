@@ -131,7 +131,7 @@ class UnderstandingTrainer(BaseTrainer):
         if num_items_in_batch is None:
             loss = losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         else:
-            loss = self.part_of_step(losses.sum(), num_items_in_batch)
+            loss = self._part_of_step(losses.sum(), num_items_in_batch)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def answer_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
