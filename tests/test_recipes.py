@@ -3,6 +3,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,21 @@ def test_interrupted_recipe_goes_on_and_a_finished_one_rests(recipe, streaming):
     assert all(torch.equal(whole[name], resaved[name]) for name in whole)
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_another_until_it_has_its_own(recipe):
+    def steps(**settings: Any) -> list[int]:
+        overrides = {f"training.{name}": value for name, value in settings.items()}
+        trainer = recipes.train(recipes.read_recipe(recipe, overrides))
+        return [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+
+    steps(output_dir=f"{recipe.parent}/other", max_steps=2)
+    given = recipe.parent / "given"  # named as no checkpoint is
+    (recipe.parent / "other" / "checkpoint-2").rename(given)
+    assert steps(resume_from_checkpoint=str(given), max_steps=4) == [1, 2, 3, 4]
+    assert not (recipe.parent / "run" / "checkpoint-2").exists()
+    shutil.rmtree(given)
+    assert steps(resume_from_checkpoint=str(given), max_steps=5) == [1, 2, 3, 4, 5]
+
+
 def test_a_number_holds_no_settings(recipe):
     with pytest.raises(ValueError, match="training.max_steps.x can't be set: max_steps is 5, and holds no settings"):
         recipes.read_recipe(recipe, {"training.max_steps.x": 1})
@@ -303,6 +319,11 @@ def test_scientific_numbers_are_numbers(tmp_path):
         ({"teacher.name": "x", "teacher.library": "keras"}, "unknown library of teachers"),
         ({"data.transform": {"min_crop": 2.0}}, "min_crop must lie in"),
         ({"data.column": "jpg"}, "no column 'jpg'"),
+        ({"data.path": None}, "data need a path: .* got None"),
+        ({"evaluation": {"some": {}}}, "data need a path"),
+        ({"training.seed": None}, "TokenFlowTrainingArguments.seed must not be empty"),
+        ({"training.optim": None}, "TokenFlowTrainingArguments.optim must not be empty"),
+        ({"training.resume_from_checkpoint": "runs/nowhere"}, "is the folder of a checkpoint .* got 'runs/nowhere'"),
     ],
 )
 def test_bad_settings_are_named(recipe, change, message):

@@ -163,6 +163,14 @@ def test_adapters_that_are_not_those_asked_for(base, adapters, tmp_path):
         trainer_of(base, tmp_path, model)
 
 
+def test_dora_is_trained_on_as_peft_loads_it(base, tmp_path):
+    config = peft.LoraConfig(target_modules=r"model\.layers\.\d+\.self_attn\.q_proj", use_dora=True)
+    peft.get_peft_model(TokenFlowForTextToImage.from_pretrained(base), config).save_pretrained(tmp_path / "dora")
+    with pytest.raises(ValueError, match="DoRA adapters without their magnitudes: give the trainer PeftModel"):
+        trainer_of(base, tmp_path, load_with_transformers(base, tmp_path / "dora"), **LEFT_OUT)
+    trainer_of(base, tmp_path, load_with_peft(base, tmp_path / "dora"), **LEFT_OUT)
+
+
 def test_pictures_are_drawn_with_adapters(trained, base, tmp_path):
     trainer = trainer_of(base, tmp_path, sample_prompts=["owl"], sample_options={"guidance_scale": 1.0})
     trainer.evaluate()

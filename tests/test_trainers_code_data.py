@@ -195,6 +195,19 @@ def test_a_stream_whose_columns_are_not_known(picture_rows):
         assert torch.equal(torch.as_tensor(example["pixel_values"]), transform(picture, random.Random(0)))
 
 
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
+@pytest.mark.parametrize("source", ["codes", "pixel_values"])
+def test_rows_of_any_format_are_the_same_examples(picture_rows, source, form):
+    rows = code_rows(3)
+    if source == "pixel_values":
+        rows = picture_rows.rename_columns({"picture": "image", "caption": "text"})
+    for plain in (rows, rows.to_iterable_dataset()):
+        pairs = zip(*(captioned(each, CONFIG, PLAIN) for each in (plain, plain.with_format(form))), strict=True)
+        for expected, example in pairs:
+            assert example["prompt"] == expected["prompt"]
+            np.testing.assert_array_equal(example[source], expected[source])
+
+
 def test_batches():
     collate = TextToImageCollator(tiny_processor(), end_ids=[5, 2])
     dataset = captioned(code_rows(4), CONFIG, PLAIN)

@@ -119,3 +119,12 @@ def test_trainer_initialises_and_restarts_codebook_and_average_alike(tmp_path):
     # The last interval moves nothing; the averaged model's entries move with the model's, not by and by.
     assert moves == [2, 4, 6]
     torch.testing.assert_close(codebooks[0](), codebooks[1]())
+
+
+def test_a_codebook_in_training_is_not_clustered_again(tmp_path):
+    trainer = tiny_trainer(tmp_path, codebook_initialization="kmeans", max_steps=1)
+    clustered = []
+    trainer.initialize_codebook = lambda: clustered.append(trainer.state.global_step)
+    trainer.train()
+    trainer.train()
+    assert clustered == [0]

@@ -169,6 +169,10 @@ def test_texts_that_stand_for_no_picture(pair, tmp_path, column):
         (LLAVA, 2, "2 pictures, and 1 place "),
         (LLAVA, 0, "0 pictures, and 1 place "),
         (CHAT[1:], 1, "nothing is said by a user"),
+        ([LLAVA[1], LLAVA[0]], 1, "has no answer"),
+        ([LLAVA[1]], 0, "has no answer"),
+        ([CHAT[0], {"role": "assistant", "content": "an <image>"}], 0, "<image> is a picture's place in a user's text"),
+        ([{"role": "user", "content": [{"type": "text", "text": "<image>"}]}, CHAT[1]], 1, "and nowhere else"),
     ],
 )
 def test_what_is_no_conversation(turns, pictures, message):
@@ -194,6 +198,44 @@ def test_errors_name_the_row(pair, tmp_path):
         read(pair, rows_of(questions=[["what?"]]))[0]
     with pytest.raises(ValueError, match="row 0: the conversation has no answer"):
         read(pair, rows_of(questions=[[], []]))[0]
+
+
+@pytest.mark.parametrize(
+    "odd, reason",
+    [
+        ([{"role": "system", "content": "be brief"}, *CHAT], "the chat template refuses"),
+        ([CHAT[0], {"role": "assistant", "content": "an <image>"}], "<image> is a picture's place"),
+    ],
+)
+def test_what_can_not_be_encoded_is_named_in_memory_and_skipped_in_a_stream(pair, caplog, odd, reason):
+    rows = rows_of(messages=[CHAT, odd, CHAT])
+    with pytest.raises(ValueError, match=f"row 1: .*{reason}"):
+        read(pair, rows)
+    stream = read(pair, rows.to_iterable_dataset())
+    assert len(list(stream)) == 2 and "skipped row 1 of shard 0" in caplog.text and reason in caplog.text
+
+
+def test_drawn_conversations_that_can_not_be_encoded_are_named(pair):
+    rows = rows_of(questions=[[{"question": QUESTION, "answer": answer}] for answer in (ANSWER, "<image>")])
+    with pytest.raises(ValueError, match="row 1: <image> is a picture's place"):
+        read(pair, rows).__getitems__([0, 1])
+
+
+def test_an_answer_before_the_first_question_is_not_learned():
+    system = [{"from": "system", "value": "be brief"}]
+    for opening in ([], system):
+        with_opening = read_messages([*opening, {"from": "gpt", "value": "<image>"}, *LLAVA], "<image>", 1)
+        assert with_opening == read_messages([*opening, *LLAVA], "<image>", 1)
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
+@pytest.mark.parametrize("rows", [message_rows(4), question_rows(4)], ids=["messages", "questions"])
+def test_rows_of_any_format_are_the_same_examples(pair, rows, form):
+    for example, expected in zip(read(pair, rows.with_format(form)), read(pair, rows), strict=True):
+        assert_same(example, expected)
+    stream = rows.to_iterable_dataset()
+    for example, expected in zip(read(pair, stream.with_format(form)), read(pair, stream), strict=True):
+        assert_same(example, expected)
 
 
 def test_a_column_of_conversations_is_needed(pair):

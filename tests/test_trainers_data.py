@@ -14,7 +14,7 @@ import torch
 from tiny_training import gradient_pictures, picture_dataset
 from torch.utils.data import DataLoader
 
-from transformers_tokenflow.trainers.data import PictureDataset, PictureTransform, load_pictures, to_rgb
+from transformers_tokenflow.trainers.data import PictureDataset, PictureTransform, load_pictures, load_rows, to_rgb
 
 
 @pytest.fixture(autouse=True)
@@ -208,12 +208,20 @@ def test_rows_are_limited_by_column(sources):
     assert count({}) == 6
     assert count({"style": {"b": 1}}) == 4
     assert count({"style": {"a": 9, "b": 0, "c": 0}}) == 2
-    with pytest.raises(ValueError, match="no pictures are left of parquet"):
+    with pytest.raises(ValueError, match="no rows are left of parquet"):
         count({"style": {"a": 0, "b": 0, "c": 0}})
+    with pytest.raises(ValueError, match="no rows are left of parquet, split 'train', with take 0"):
+        load_pictures(transform=PictureTransform(32), take=0, **sources["parquet"])
+    with pytest.raises(ValueError, match=r"limits are of columns with single values; got .* in image"):
+        count({"image": {"a": 1}})
     with pytest.raises(ValueError, match="no column 'colour'; its columns are image, style"):
         count({"colour": {"red": 1}})
     with pytest.raises(ValueError, match="needs streaming=False"):
         load_pictures(transform=PictureTransform(32), limits={"style": {"a": 0}}, streaming=True, **sources["parquet"])
+
+
+def test_parquet_reads_some_columns_alone(sources):
+    assert load_rows(needed=["image"], **sources["parquet"], columns=["image"]).column_names == ["image"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

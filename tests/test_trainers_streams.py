@@ -129,6 +129,29 @@ def test_many_files_are_read_in_groups(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(examples_by_pass(stream, 1)[0]) == list(range(ROWS))
 
 
+@pytest.mark.parametrize("part", ["take", "skip"])
+@pytest.mark.parametrize("wrap", [datasets.IterableDataset.map, lambda rows: datasets.concatenate_datasets([rows])])
+def test_what_is_taken_or_left_is_trained_on_whatever_the_readers(kind: str, part: str, wrap: Any, tmp_path: Path):
+    rows = datasets.load_dataset(**write_shards(tmp_path, kind, 4), split="train", streaming=True)
+    rows = wrap(getattr(rows.select_columns(["txt"]), part)(7))
+    in_order = [example["number"] for example in ExampleStream(rows, read_number, train=False)]
+    assert in_order == [int(row["txt"]) for row in rows]
+    stream, found = ExampleStream(rows, read_number, buffer_size=5), []
+    for reader in range(2):
+        stream.share_out(2, reader, 0)
+        found += examples_by_pass(stream, 1)[0]
+    assert sorted(found) == sorted(in_order)
+
+    undisturbed = [example["number"] for example in itertools.islice(stream, 20)]
+    for count, _ in enumerate(itertools.islice(stream, 10), start=1):
+        progress = StreamProgress(stream)
+        progress.use(stream.position())
+        resumed = ExampleStream(rows, read_number, buffer_size=5)
+        resumed.share_out(2, 1, 0)
+        resumed.load_state_dict(json.loads(json.dumps(progress.state_dict())))
+        assert [example["number"] for example in itertools.islice(resumed, 20 - count)] == undisturbed[count:]
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 13, ROWS - 1, ROWS, ROWS + 7])
 def test_goes_on_where_it_was(kind: str, stop: int, tmp_path: Path):
     options = write_shards(tmp_path, kind, 3)

@@ -113,6 +113,20 @@ def test_losses_and_accuracies_are_logged_per_scale(uninterrupted):
             assert entry["eval_loss"] == pytest.approx(total / 21, rel=1e-4)
 
 
+def test_every_picture_of_a_step_counts_alike_however_they_are_divided(tmp_path):
+    changes = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+    divisions = (
+        {"per_device_train_batch_size": 14},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+    )
+    whole, parts = (tiny_trainer(tmp_path, code_rows(14), **changes, **division) for division in divisions)
+    whole.train()
+    parts.train()
+    assert logged(parts)[0]["loss"] == pytest.approx(logged(whole)[0]["loss"], 1e-4)
+    for name, tensor in state(parts).items():
+        torch.testing.assert_close(tensor, state(whole)[name], atol=1e-5, rtol=1e-4)
+
+
 def test_coarse_steps_train_the_first_scales_alone(tmp_path):
     trainer = tiny_trainer(tmp_path, coarse_step_probability=1.0, coarse_scales=2, max_steps=2, weight_decay=0.0)
     batch = next(iter(trainer.get_train_dataloader()))

@@ -481,6 +481,9 @@ def test_bf16_trains_with_the_discriminator_in_full_precision(tmp_path):
         ({"adaptive_adversarial_weight": True, "trainable_parts": ["pixel_encoder"]}, "is frozen"),
         ({"label_smoothing_factor": 0.1}, "of its own, without label_smoothing_factor"),
         ({"bf16_full_eval": True}, "of its own, without bf16_full_eval"),
+        ({"prediction_loss_only": True}, "of its own, without prediction_loss_only"),
+        ({"batch_eval_metrics": True}, "of its own, without batch_eval_metrics"),
+        ({"neftune_noise_alpha": 5.0}, "of its own, without neftune_noise_alpha"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):

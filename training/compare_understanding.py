@@ -112,7 +112,7 @@ def make_llava_trainer(recipe: dict[str, Any], teacher: str) -> LlavaTrainer:
     set_seed(args.seed)
     section = {name: value for name, value in recipe["model"].items() if name != "type"}
     model, processor = make_understanding(section)
-    rows = load_rows(columns=[], **recipe["data"])
+    rows = load_rows(needed=[], **recipe["data"])
     examples = conversations(rows, processor, model.config, args.max_length, args.turns_per_conversation, args.seed)
     return LlavaTrainer(model=as_llava(model, teacher), args=args, train_dataset=examples, processing_class=processor)
 

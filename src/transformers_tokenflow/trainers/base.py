@@ -52,11 +52,13 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: "BaseTrainer") -> None:
         self.trainer = trainer
+        self.has_begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.start_averaging()
-        if state.global_step == 0:
+        if state.global_step == 0 and not self.has_begun:
             self.trainer.before_first_step()
+        self.has_begun = True
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate does not tell the dataset in distributed runs, nor after it skipped batches to resume.
@@ -88,8 +90,13 @@ class BaseTrainer(StreamTrainer):
         ValueError: a setting names a part that the model does not have, or would be ignored.
     """
 
-    # Settings that would be ignored.
-    refused_settings: tuple[str, ...] = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval")
+    # Settings that would be ignored, or mean something else.
+    refused_settings: tuple[str, ...] = (
+        "bf16_full_eval",
+        "fp16_full_eval",
+        "prediction_loss_only",
+        "batch_eval_metrics",
+    )
 
     def __init__(self, model: nn.Module, args: CommonTrainingArguments, **kwargs: Any) -> None:
         refused = [name for name in REFUSED_ARGUMENTS if kwargs.get(name) is not None]
@@ -115,7 +122,7 @@ class BaseTrainer(StreamTrainer):
     # ---- Hooks ----
 
     def before_first_step(self) -> None:
-        """Called once, when training begins and is not resumed."""
+        """Called once, when training begins and is not resumed; not when `train` is called again."""
 
     def after_optimizer_step(self) -> None:
         """Called after each step of the optimizer, before it is counted."""
@@ -161,6 +168,12 @@ class BaseTrainer(StreamTrainer):
         Each process's own generator is kept by its number, which another number of processes has not.
         """
         return random.Random(f"{self.args.seed}-{self.state.global_step}-{self.batches_of_step}")
+
+    def _part_of_step(self, total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+        """What a batch whose losses are summed up adds to the mean over a step's items, on however many devices."""
+        # Every device's loss is divided by the items of all, and their gradients are averaged afterwards.
+        devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return devices * total / torch.as_tensor(num_items).clamp(min=1)
 
     def _is_overflow(self) -> bool:
         """Whether fp16's scaler will skip the step and halve its scale: not for ever, if it is the scale's fault."""
@@ -453,3 +466,8 @@ def is_whole(checkpoint: Path) -> bool:
 def step_of(checkpoint: str | Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(Path(checkpoint).name.rpartition("-")[2])
+
+
+def steps_made(checkpoint: str) -> int:
+    """How many steps a checkpoint comes after, whatever its folder is named."""
+    return TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from ..configuration_tokenflow import TokenFlowConfig
-from .data import PictureTransform, SeededDataset, column_names, read_picture, read_streamed_picture, undecoded_column
+from .data import (
+    PictureTransform,
+    SeededDataset,
+    column_names,
+    plain_rows,
+    read_picture,
+    read_streamed_picture,
+    undecoded_column,
+)
 from .streams import SHUFFLE_BUFFER, ExampleStream
 
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -188,6 +196,7 @@ def captioned(
     Raises:
         ValueError: a column is missing, the codes are not the tokenizer's, or settings of pictures are given for codes.
     """
+    dataset = plain_rows(dataset)
     columns = column_names(dataset)
     source = "codes" if "codes" in columns else image_column or "image"
     if source == "codes" and (transform or image_column):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import jinja2
 import numpy as np
 from transformers.utils import logging
 
 from ..commands import counted
 from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from .conversation_rows import Messages, RowReader, count_places, naming_row, undecoded
-from .data import SeededDataset, column_names, has_transform
+from .data import SeededDataset, column_names, has_transform, plain_rows
 from .streams import ExampleStream, Unusable, unusable_if_broken
 
 logger = logging.get_logger(__name__)
@@ -55,15 +56,32 @@ class ConversationEncoder:
         self.processor.num_image_tokens = 1
 
     def encode(self, conversations: list[Messages]) -> list[Tokens]:
-        """The tokens of each conversation, uncut."""
+        """
+        The tokens of each conversation, uncut.
+
+        Raises:
+            ValueError: the chat template refuses one.
+        """
         options: dict[str, Any] = {"padding": False}
         if places := sum(count_places(messages) for messages in conversations):
             options["image_codes"] = np.zeros((places, 1), dtype=np.int64)
-        encoded = self.processor.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, processor_kwargs=options
-        )
+        options = {"return_dict": True, "return_assistant_tokens_mask": True, "processor_kwargs": options}
+        try:
+            encoded = self.processor.apply_chat_template(conversations, tokenize=True, **options)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
         pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         return [(np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)) for ids, mask in pairs]
+
+    def encode_named(self, conversations: list[Messages], indices: list[int]) -> list[Tokens]:
+        """The same of rows with these numbers, of which an error says the one."""
+        try:
+            return self.encode(conversations)
+        except ValueError:
+            for index, messages in zip(indices, conversations, strict=True):
+                with naming_row(index):
+                    self.encode([messages])
+            raise
 
     def cut(self, tokens: Tokens) -> Tokens | None:
         """Tokens within the maximal length; None if that cuts through a picture, or leaves nothing of an answer."""
@@ -104,7 +122,7 @@ def encode_rows(
         with naming_row(index):
             messages.append(reader.messages(row))
     encoded: dict[str, list] = {"row": [], "ids": [], "answers": [], "length": []}
-    for index, tokens in zip(indices, encoder.encode(messages), strict=True):
+    for index, tokens in zip(indices, encoder.encode_named(messages, indices), strict=True):
         if (kept := encoder.cut(tokens)) is not None:
             for name, value in zip(encoded, (index, *kept, encoder.sizes(kept[0]).sum()), strict=True):
                 encoded[name].append(value)
@@ -204,7 +222,7 @@ class QuestionDataset(BaseConversationDataset):
             with naming_row(index):
                 messages.append(self.reader.messages(row, self.generator(index)))
         examples = []
-        for index, tokens, row in zip(indices, self.encoder.encode(messages), rows, strict=True):
+        for index, tokens, row in zip(indices, self.encoder.encode_named(messages, indices), rows, strict=True):
             if (kept := self.encoder.cut(tokens)) is None:
                 raise ValueError(f"row {index}: in {self.encoder.max_length} tokens there is no room for an answer")
             examples.append(self._example(index, kept, row))
@@ -219,7 +237,11 @@ class ConversationExample:
     encoder: ConversationEncoder
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> Example:
-        (tokens,) = self.encoder.encode([self.reader.messages(row, generator)])
+        self.reader.count(row)  # other than a broken row, codes of another tokenizer are no exception
+        try:
+            (tokens,) = self.encoder.encode([self.reader.messages(row, generator)])
+        except ValueError as error:
+            raise Unusable(str(error)) from error
         kept = self.encoder.cut(tokens)
         if kept is None:
             raise Unusable(f"in {self.encoder.max_length} tokens there is no room for an answer")
@@ -264,6 +286,7 @@ def conversations(
         raise ValueError(
             "rows of `with_transform` are no conversations: make them with `map`, or make input_ids of them"
         )
+    dataset = plain_rows(dataset)
     columns = column_names(dataset)
     tokenizer_config: Any = config.tokenizer_config
     reader = RowReader(columns, tokenizer_config, processor.image_processor, processor.image_token, turns, image_folder)

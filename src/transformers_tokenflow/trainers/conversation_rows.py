@@ -42,8 +42,9 @@ def read_messages(turns: Any, image_token: str, num_pictures: int) -> Messages:
 
     Args:
         turns: messages with `role` and `content`, a text or parts of the types `text` and `image`; or LLaVA's, with
-            `from` and `value`. In texts of users, `image_token` is a picture's place: it comes before the text, as
-            officially. Where there are no places at all, all are before the user's first text.
+            `from` and `value`, whose answers before the first question are left out, as officially. In texts of users,
+            `image_token` is a picture's place: it comes before the text, as officially. Where there are no places at
+            all, all are before the user's first text.
         image_token: what stands for a picture in a text.
         num_pictures: how many there are.
 
@@ -52,7 +53,7 @@ def read_messages(turns: Any, image_token: str, num_pictures: int) -> Messages:
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"a conversation is a list of messages; got {turns!r:.200}")
-    messages = [read_message(turn, image_token) for turn in turns]
+    messages = [read_message(turn, image_token) for turn in without_opening(turns)]
     if not any(message["role"] == "assistant" and message["content"] for message in messages):
         raise ValueError(f"the conversation has no answer: {turns!r:.200}")
     places = count_places(messages)
@@ -66,6 +67,13 @@ def read_messages(turns: Any, image_token: str, num_pictures: int) -> Messages:
     return messages
 
 
+def without_opening(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """LLaVA's turns without answers to no question, with which some of its conversations begin; others as they are."""
+    roles = [ROLES.get(turn.get("from")) for turn in turns]
+    start = roles.index("user") if "user" in roles else len(turns)
+    return [turn for place, turn in enumerate(turns) if place >= start or roles[place] != "assistant"]
+
+
 def read_message(turn: dict[str, Any], image_token: str) -> dict[str, Any]:
     """One of the messages of `read_messages`: `role` and `content`."""
     role = ROLES.get(turn.get("role") or turn.get("from"))
@@ -76,8 +84,11 @@ def read_message(turn: dict[str, Any], image_token: str) -> dict[str, Any]:
         places = content.count(image_token) if role == "user" else 0
         if places:
             content = [PLACE] * places + as_parts(content.replace(image_token, "").strip())
-        return {"role": role, "content": content}
-    return {"role": role, "content": [read_part(part) for part in content]}
+    else:
+        content = [read_part(part) for part in content]
+    if any(image_token in part.get("text", "") for part in as_parts(content)):
+        raise ValueError(f"{image_token} is a picture's place in a user's text, and nowhere else; got {turn!r:.200}")
+    return {"role": role, "content": content}
 
 
 def read_part(part: Any) -> dict[str, str]:

@@ -4,7 +4,7 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,11 @@ def has_transform(dataset: Any) -> bool:
     return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
 
 
+def plain_rows(dataset: Any) -> Any:
+    """Rows of Python's own values, whatever format they would come in, but for those that a function makes."""
+    return dataset if has_transform(dataset) else dataset.with_format(None)
+
+
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Names of the columns, which of a stream, and of what a function makes of rows, have to be read off the first."""
     names = None if has_transform(dataset) else dataset.column_names
@@ -181,6 +186,7 @@ def pictures_of(
     shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> PictureDataset | ExampleStream:
     """Pictures of rows, see [`load_pictures`]; a stream's for training shuffled and without end, or once as it is."""
+    dataset = plain_rows(dataset)
     if not isinstance(dataset, datasets.IterableDataset):
         return PictureDataset(dataset, transform, seed, column)
     dataset = undecoded_column(dataset, column).select_columns([column])
@@ -224,7 +230,7 @@ def load_pictures(
 
 def load_rows(
     path: str,
-    columns: list[str],
+    needed: list[str],
     split: str = "train",
     streaming: bool = False,
     seed: int = 0,
@@ -233,14 +239,14 @@ def load_rows(
     **kwargs: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Rows of anything that `datasets.load_dataset` reads, which must have the columns.
+    Rows of anything that `datasets.load_dataset` reads, which must have the needed columns.
 
-    Args and errors are those of [`load_pictures`].
+    Other arguments, and errors, are those of [`load_pictures`].
     """
     if streaming and limits:
         raise ValueError(f"rows of a stream can't be counted beforehand: limits={limits} needs streaming=False")
     dataset = datasets.load_dataset(path, split=split, streaming=streaming, **kwargs)
-    for name in (*columns, *(limits or ())):
+    for name in (*needed, *(limits or ())):
         if dataset.column_names is not None and name not in dataset.column_names:
             raise ValueError(f"{path} has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
     if take is not None:
@@ -250,14 +256,16 @@ def load_rows(
     for name, counts in (limits or {}).items():
         dataset = limit_rows(dataset, name, counts, seed)
     if len(dataset) == 0:
-        raise ValueError(f"no pictures are left of {path}, split {split!r}, with limits {limits}")
+        raise ValueError(f"no rows are left of {path}, split {split!r}, with take {take} and limits {limits}")
     return dataset
 
 
 def limit_rows(dataset: datasets.Dataset, column: str, counts: dict[str, int], seed: int) -> datasets.Dataset:
     """At most `counts[value]` rows for each value of a column, in their order, drawn with the seed."""
-    rows: dict[str, list[int]] = defaultdict(list)
+    rows: dict[Any, list[int]] = defaultdict(list)
     for index, value in enumerate(dataset[column]):
+        if not isinstance(value, Hashable):
+            raise ValueError(f"limits are of columns with single values; got {value!r:.100} in {column}")
         rows[value].append(index)
     kept = []
     for value, indices in rows.items():

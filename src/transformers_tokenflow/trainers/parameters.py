@@ -129,6 +129,11 @@ def continue_adapters(model: Any, rank: int, modules_to_save: list[str] | None) 
     if len(model.peft_config) != 1:
         raise ValueError(f"the model has several adapters, {', '.join(model.peft_config)}: load it with one of them")
     ((name, config),) = model.peft_config.items()
+    if getattr(config, "use_dora", False) and not isinstance(model, PeftModel):
+        raise ValueError(
+            "transformers loads DoRA adapters without their magnitudes: give the trainer "
+            "PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        )
     own_rank, own_modules = getattr(config, "r", 0), config.modules_to_save or []
     if rank not in (0, own_rank) or set(modules_to_save or own_modules) != set(own_modules):
         raise ValueError(

@@ -21,7 +21,7 @@ from .arguments import (
     TokenFlowTrainingArguments,
     UnderstandingTrainingArguments,
 )
-from .base import BaseTrainer, check_configuration, last_checkpoint, step_of
+from .base import BaseTrainer, check_configuration, is_whole, last_checkpoint, steps_made
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
 from .text_to_image_recipe import make_text_to_image_trainer
@@ -127,17 +127,43 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     if kind not in MAKERS:
         raise ValueError(f"unknown type of model {kind!r}: expected one of {', '.join(MAKERS)}")
     make, arguments = MAKERS[kind]
+    for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
+        check_path(section)
     args = make_arguments(recipe["training"], arguments)
     set_seed(args.seed)
     data = {"seed": args.seed, **recipe["data"]}
-    checkpoint = last_checkpoint(args.output_dir)
+    checkpoint = first_checkpoint(args)
     if args.ignore_data_skip and checkpoint:
-        data["seed"] += step_of(checkpoint)  # what is read again comes in another order
+        data["seed"] += steps_made(checkpoint)  # what is read again comes in another order
         args.data_seed = data["seed"]  # of data in memory it is Trainer's
     trainer = make({**recipe, "model": model, "data": data}, args)
     if checkpoint:
         check_configuration(trainer.model.config, checkpoint)
     return trainer
+
+
+def check_path(section: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a section of data does not say where they are.
+    """
+    if not isinstance(path := section.get("path"), str):
+        raise ValueError(f"data need a path: a folder, a repository, or a format such as imagefolder; got {path!r}")
+
+
+def first_checkpoint(args: CommonTrainingArguments) -> str | None:
+    """
+    Where a run goes on from: its own last checkpoint, or while it has none, that of `resume_from_checkpoint`.
+
+    Raises:
+        ValueError: that is none.
+    """
+    if checkpoint := last_checkpoint(args.output_dir):
+        return checkpoint
+    given = args.resume_from_checkpoint
+    if given and not is_whole(Path(str(given))):
+        raise ValueError(f"resume_from_checkpoint is the folder of a checkpoint that was written whole; got {given!r}")
+    return given or None
 
 
 def make_tokenizer_trainer(recipe: dict[str, Any], args: TokenFlowTrainingArguments) -> TokenFlowTrainer:
@@ -174,7 +200,7 @@ def make_arguments(
 ) -> Any:
     """
     Raises:
-        ValueError: a setting is unknown, or no number, whole number or truth value where that is asked for.
+        ValueError: a setting is unknown, or empty or no number, whole number or truth value where that is asked for.
     """
     if unknown := section.keys() - arguments.__dataclass_fields__.keys():
         raise ValueError(f"{arguments.__name__} has no {', '.join(sorted(unknown))}")
@@ -187,7 +213,10 @@ def make_arguments(
 
 def of_type(value: Any, hint: Any, name: str) -> Any:
     """A setting as its field's type has it, where that is a number or a truth value: 1e4 is a whole number, too."""
-    types = set(get_args(hint) or [hint]) - {NoneType}
+    types = set(get_args(hint) or [hint])
+    if value is None and NoneType not in types:
+        raise ValueError(f"{name} must not be empty: leave it out for its default")
+    types -= {NoneType}
     if value is None or not types <= {bool, int, float}:
         return value
     if types == {bool}:
@@ -209,12 +238,12 @@ def train(recipe: dict[str, Any]) -> BaseTrainer:
 
 def run(trainer: BaseTrainer) -> BaseTrainer:
     """
-    Train from the last checkpoint in the output folder, if there is one, and save the model there, with a card.
+    Train from the checkpoint that there is, see `first_checkpoint`, and save the model, with a card.
 
     A run that has made all its steps is only evaluated and saved again.
     """
-    checkpoint = last_checkpoint(trainer.args.output_dir)
-    if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps > 0:
+    checkpoint = first_checkpoint(trainer.args)
+    if checkpoint is not None and steps_made(checkpoint) >= trainer.args.max_steps > 0:
         logger.warning(f"{checkpoint} is the run's last step: nothing is left to train")
         trainer.load_checkpoint(checkpoint)
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import fsspec.asyn
+from datasets.iterable_dataset import SkipExamplesIterable, TakeExamplesIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
@@ -90,7 +91,8 @@ class ExampleStream(IterableDataset):
 
     Readers, which are the workers of all processes, share out a pass so that each row belongs to just one of them:
     whole shards, drawn anew for every pass, or where there are fewer shards than readers, every n-th row. Rows are
-    shuffled in blocks of `buffer_size`. What an example is depends on the seed, the pass and the row alone.
+    shuffled in blocks of `buffer_size`. What an example is depends on the seed, the pass and the row alone. A stream of
+    `take` or `skip` counts as a single shard.
 
     `position` says how far a reader is, and goes with each batch. From the positions of all, `load_state_dict` goes on
     with just the examples that follow; if there are other numbers of processes or workers now, each of these
@@ -119,8 +121,9 @@ class ExampleStream(IterableDataset):
             raise ValueError(f"a stream is shuffled among at least 1 row; got {buffer_size}")
         self.dataset, self.make_example, self.seed, self.train = dataset, make_example, seed, train
         self.buffer_size = buffer_size if train else 1
+        self.is_selection = selects_by_number(dataset._ex_iterable)
         # In order, rows come from one file after the other.
-        self.num_shards = min(dataset.num_shards, MAX_SHARDS) if train else 1
+        self.num_shards = min(dataset.num_shards, MAX_SHARDS) if train and not self.is_selection else 1
         self.share_out(processes=1, process=0, workers=0)
 
     # ---- Sharing out ----
@@ -151,7 +154,8 @@ class ExampleStream(IterableDataset):
         return units[(reader + number) % readers :: readers]  # who has one more changes with the pass
 
     def _open_shard(self, number: int) -> datasets.IterableDataset:
-        return self.dataset.shard(self.num_shards, number)
+        # Of concatenated streams, `shard` divides each, even where one shard is asked for.
+        return deepcopy(self.dataset) if self.is_selection else self.dataset.shard(self.num_shards, number)
 
     # ---- Reading ----
 
@@ -241,6 +245,12 @@ class ExampleStream(IterableDataset):
             )
         readers = state["readers"]
         self.starts = readers if len(readers) == self.num_readers else redistribute(readers, self.num_readers)
+
+
+def selects_by_number(rows: Any) -> bool:
+    """Whether `take` or `skip` is part of a stream: of its shards, `datasets` would take, or skip, other rows."""
+    sources = [*getattr(rows, "ex_iterables", ()), *filter(None, [getattr(rows, "ex_iterable", None)])]
+    return isinstance(rows, TakeExamplesIterable | SkipExamplesIterable) or any(map(selects_by_number, sources))
 
 
 def new_task(readers: int, reader: int, number: int, last: int | None) -> dict[str, Any]:

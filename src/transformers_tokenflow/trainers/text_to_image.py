@@ -60,6 +60,8 @@ class TextToImageTrainer(BaseTrainer):
         ImportError: adapters are asked for, and peft is not installed.
     """
 
+    refused_settings = (*BaseTrainer.refused_settings, "label_smoothing_factor")
+
     def __init__(
         self,
         model: TokenFlowForTextToImage,
@@ -94,6 +96,7 @@ class TextToImageTrainer(BaseTrainer):
             **kwargs,
         )
         self._drawn_at: int | None = None
+        self.model_accepts_loss_kwargs = True  # the model does not, but `compute_loss` takes the number of pictures
 
     def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
         """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
@@ -115,6 +118,11 @@ class TextToImageTrainer(BaseTrainer):
 
     # ---- A step ----
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """How many pictures a step has, on all devices together unless each averages for itself."""
+        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.average_tokens_across_devices else count
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -122,7 +130,7 @@ class TextToImageTrainer(BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, TokenFlowTextToImageOutput]:
-        """Cross-entropy on the codes, which pictures are encoded to first."""
+        """Cross-entropy on the codes, which pictures are encoded to first; of a batch, its part of the step's mean."""
         inputs = self._with_labels(inputs)
         draws = self.draws_of_step()
         is_coarse = model.training and draws.random() < self.args.coarse_step_probability
@@ -135,7 +143,10 @@ class TextToImageTrainer(BaseTrainer):
         if model.training and not is_coarse and self.is_measured():
             values = self.measure(output.logits, inputs["labels"])
             self.record({name: value.mean() for name, value in values.items()})
-        return (output.loss, output) if return_outputs else output.loss
+        loss = output.loss
+        if num_items_in_batch is not None:
+            loss = self._part_of_step(loss * len(inputs["input_ids"]), num_items_in_batch)
+        return (loss, output) if return_outputs else loss
 
     def _with_labels(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Encoding is no part of mixed precision, so that codes are those that `tokenflow encode` writes."""

@@ -76,7 +76,7 @@ def make_data(section: dict[str, Any], config: TokenFlowConfig, captions: Captio
     own = {name: options.pop(name) for name in DATA_KEYS & options.keys()}
     if transform is not None:
         own["transform"] = PictureTransform(config.image_size, train=captions.train, **transform)
-    rows = load_rows(columns=[own.get("text_column", "text")], **options)
+    rows = load_rows(needed=[own.get("text_column", "text")], **options)
     return captioned(rows, config, captions, seed=options.get("seed", 0), **own)
 
 

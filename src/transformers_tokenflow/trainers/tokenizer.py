@@ -48,6 +48,9 @@ class TokenFlowTrainer(BaseTrainer):
         RuntimeError: the perceptual loss's weights can't be had.
     """
 
+    # NEFTune is noise on the embeddings of words; here it would be on those of pictures.
+    refused_settings = (*BaseTrainer.refused_settings, "label_smoothing_factor", "neftune_noise_alpha")
+
     def __init__(
         self,
         model: TokenFlowModel,

@@ -49,8 +49,6 @@ class UnderstandingTrainer(BaseTrainer):
         ImportError: adapters are asked for, and peft is not installed.
     """
 
-    refused_settings = ("bf16_full_eval", "fp16_full_eval")
-
     def __init__(
         self,
         model: TokenFlowForConditionalGeneration,
@@ -137,9 +135,7 @@ class UnderstandingTrainer(BaseTrainer):
         if num_items_in_batch is None:
             loss = losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         else:
-            # Every device's loss is divided by the tokens of all, and their gradients are averaged afterwards.
-            devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = devices * losses.sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss = self._part_of_step(losses.sum(), num_items_in_batch)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def answer_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,7 +67,7 @@ def make_data(
     """
     options = dict(section)
     own = {name: options.pop(name) for name in DATA_KEYS & options.keys()}
-    rows = load_rows(columns=[], **options)
+    rows = load_rows(needed=[], **options)
     seed = options.get("seed", args.seed)
     buffer = own.get("shuffle_buffer", SHUFFLE_BUFFER) if train else 0
     folder = own.get("image_folder", ".")
