@@ -400,6 +400,7 @@ class TestErrors:
             ({"size": 0}, "`size` has sides of at least one pixel"),
             ({"size": {"height": -5, "width": 4}}, "`size` has sides of at least one pixel"),
             ({"crop_size": 0}, "`crop_size` has sides of at least one pixel"),
+            ({"crop_size": {"shortest_edge": 4}}, "`crop_size` has the keys 'height' and 'width'"),
             ({"do_pad": True, "background_color": 256}, "values of 0 to 255, but got 256"),
             ({"do_pad": True, "background_color": [0, -1, 0]}, "values of 0 to 255"),
         ],

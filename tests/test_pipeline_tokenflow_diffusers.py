@@ -166,6 +166,11 @@ class TestCallbacks:
         assert all(set(tensors) == {"codes", "pixel_values"} for tensors in seen)
         assert torch.equal(pipe.processor.postprocess(seen[-1]["pixel_values"], "pt"), pixels)
 
+    def test_no_tensors(self, pipe):
+        seen = []
+        draw(pipe, "sun", callback_on_step_end=lambda *a: seen.append(a[-1]), callback_on_step_end_tensor_inputs=None)
+        assert seen and not any(seen)
+
     def test_progress_bar(self, parts, capsys, monkeypatch):
         monkeypatch.setenv("TQDM_DISABLE", "")
         pipe = TokenFlowPipeline(*parts)

@@ -132,6 +132,10 @@ USE_GENERATOR = """
         drawn = painter(["a red apple", "sun"], seed=0, output_type="latent", batch_size=2)
         assert torch.equal(torch.stack(drawn), expected["codes"])
         assert painter("sun", seed=0).size == (32, 32)
+    model.model.save_pretrained(again / "layers")
+    layers = AutoModel.from_pretrained(again / "layers", trust_remote_code=True)
+    assert type(layers).__name__ == type(model.model).__name__
+    assert torch.equal(layers.projector.linear_1.weight, model.model.projector.linear_1.weight)
     painter.save_pretrained(again / "pipeline")
     model.save_pretrained(again / "parts")
     processor.save_pretrained(again / "parts")

@@ -162,6 +162,8 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         """Raise a ValueError for options that contradict each other, and for values that can't be."""
         if do_resize and set(dict(size or {})) not in ({"shortest_edge"}, {"height", "width"}):
             raise ValueError(f"`size` has the key 'shortest_edge' or the keys 'height' and 'width', but got {size}.")
+        if crop_size and set(dict(crop_size)) != {"height", "width"}:
+            raise ValueError(f"`crop_size` has the keys 'height' and 'width', but got {crop_size}.")
         for name, sides in (("size", size), ("crop_size", crop_size)):
             if any(side < 1 for _, side in sides or ()):
                 raise ValueError(f"`{name}` has sides of at least one pixel, but got {sides}.")

@@ -575,6 +575,9 @@ def add(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return first
 
 
+# Here, since parts of a model whose code came with its folder are saved with theirs, too.
+TokenFlowTextToImageModel.register_for_auto_class("AutoModel")
+
 __all__ = [
     "TokenFlowForTextToImage",
     "TokenFlowTextToImageModel",

@@ -97,7 +97,7 @@ class TokenFlowPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("codes",),
         callback_on_scale_end: Callable[[int, torch.Tensor], None] | None = None,
         **kwargs: Any,
     ) -> ImagePipelineOutput | tuple:
@@ -134,7 +134,8 @@ class TokenFlowPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check(output_type, callback_on_step_end_tensor_inputs, image, codes, keep_scales, mask)
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        self._check(output_type, tensor_inputs, image, codes, keep_scales, mask)
         self._onload()
         inputs = self.processor.prepare_generation(prompt, negative_prompt)
         if image is not None:
@@ -153,7 +154,7 @@ class TokenFlowPipeline(DiffusionPipeline):
                 if callback_on_scale_end is not None:
                     callback_on_scale_end(index, prefix)
                 if callback_on_step_end is not None:
-                    tensors = self._callback_tensors(prefix, callback_on_step_end_tensor_inputs)
+                    tensors = self._callback_tensors(prefix, tensor_inputs)
                     callback_on_step_end(self, index, scales[index], tensors)
 
             codes = self.model.generate(
