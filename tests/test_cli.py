@@ -349,6 +349,16 @@ class TestEncode:
         succeed("encode", photos, tmp_path / "codes.parquet", "--model", folder)
         assert f"{photos}/\\xff.png" in table(tmp_path / "codes.parquet")
 
+    @pytest.mark.parametrize("name", [b"codes-2026-11-27T12:30:00.parquet", b"\xff.parquet"])
+    def test_outputs_of_any_name(self, name, folder, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        output = Path(os.fsdecode(name))
+        succeed("encode", "photos", output, "--model", folder, "--json")
+        assert json.loads(succeed("encode", "photos", output, "--model", folder, "--json").stdout)["done_before"] == 6
+        with output.open("rb") as file:
+            assert pq.read_table(file).num_rows == len(GOOD)
+        succeed("decode", output, "decoded", "--model", folder)
+
     def test_full_disk(self, folder, photos, tmp_path, monkeypatch):
         def full(*args, **kwargs):
             raise OSError(28, "No space left on device")

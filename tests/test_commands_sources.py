@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import CommandError, encoding, sources
+from transformers_tokenflow.commands import CommandError, code_files, encoding, sources
 from transformers_tokenflow.commands.encoding import decode_pictures, encode_pictures
 from transformers_tokenflow.commands.sources import find_sources
 from transformers_tokenflow.commands.tokenizers import Tokenizer
@@ -78,7 +78,7 @@ def test_few_tables_are_open_and_in_memory(table, monkeypatch):
     """However many there are."""
     files, groups = [], []
 
-    class File(pq.ParquetFile):
+    class File(code_files.TableFile):
         def __init__(self, path):
             super().__init__(path)
             files.append(self)
@@ -90,7 +90,7 @@ def test_few_tables_are_open_and_in_memory(table, monkeypatch):
 
     for number in range(1, 5):
         shutil.copy(table, table.with_name(f"train-0000{number}.parquet"))
-    monkeypatch.setattr(sources.pq, "ParquetFile", File)
+    monkeypatch.setattr(code_files, "TableFile", File)
     found = find_sources([table.parent], ["number"]).pictures
     assert [picture.read()[1]["number"] for picture in found] == list(range(5)) * 5
     assert files and all(file.closed for file in files)

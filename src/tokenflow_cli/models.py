@@ -95,6 +95,8 @@ def info(
 
     information = inspect_model(model)
     table = Table(show_header=False, title=Text(information.name))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for label, value in information.to_rows().items():
         table.add_row(label, Text(value))
     show(as_json, information.to_dict(), table)

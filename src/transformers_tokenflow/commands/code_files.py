@@ -147,8 +147,8 @@ class CodeWriter:
             return 0
         # A process of a killed run may write for a moment longer: under no other's name, at least.
         name = f"part-{self.run:05d}-{self.processes.number:05d}-{self.parts:05d}-{uuid.uuid4().hex[:8]}.parquet"
-        with written_atomically(self.folder / name) as temporary:
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), temporary)
+        with written_atomically(self.folder / name) as temporary, temporary.open("wb") as file:
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), file)
         self.parts += 1
         count = len(self.rows)
         self.done.update(row["path"] for row in self.rows)
@@ -179,7 +179,11 @@ class CodeWriter:
             self.lock.release()
 
     def _join(self) -> None:
-        with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+        with (
+            written_atomically(self.output) as temporary,
+            temporary.open("wb") as file,
+            pq.ParquetWriter(file, self.schema) as writer,
+        ):
             group: list[pa.RecordBatch] = []
             for batch in self._distinct_rows():
                 group.append(batch)
@@ -195,7 +199,7 @@ class CodeWriter:
         """
         seen: set[str] = set()
         for path in self._files():
-            for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_GROUP):
+            for batch in open_table(path).iter_batches(ROWS_PER_GROUP):
                 is_new = []
                 for name in batch["path"].to_pylist():
                     is_new.append(name not in seen and (name, path) not in self.outdated)
@@ -224,10 +228,21 @@ def damage_reported(path: Path) -> Iterator[None]:
         raise CommandError(f"{path} is damaged: {one_line(error)}") from error
 
 
+class TableFile(pq.ParquetFile):
+    """A parquet file of any name: of a path pyarrow would take colons for a URI, and only letters of UTF-8."""
+
+    def __init__(self, path: Path):
+        super().__init__(pa.OSFile(os.fsencode(path)))
+
+    def close(self, force: bool = True) -> None:
+        """Close the file as well, which pyarrow leaves to the one who opened it."""
+        super().close(force)
+
+
 def open_table(path: Path) -> pq.ParquetFile:
     """Open a parquet file, or raise a CommandError."""
     try:
-        file = pq.ParquetFile(path)
+        file = TableFile(path)
         file.schema_arrow  # noqa: B018  # names and metadata that can't be read are found here
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error
