@@ -127,10 +127,12 @@ def publish(
     tokenflow publish runs/tiny user/name --private
     """
     from transformers_tokenflow.commands import counted
-    from transformers_tokenflow.commands.publishing import is_repository, publish_folder
+    from transformers_tokenflow.commands.publishing import is_branch, is_repository, publish_folder
 
     if not is_repository(repository):
         raise typer.BadParameter(f"REPO_ID is the name of a repository, such as user/name; got {repository!r}")
+    if revision is not None and not is_branch(revision):
+        raise typer.BadParameter(f"--revision is the name of a branch; got {revision!r}")
     if create_pr and revision is not None:
         raise typer.BadParameter("--create-pr opens a pull request to the main branch: leave --revision out")
     options = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}

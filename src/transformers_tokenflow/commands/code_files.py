@@ -25,6 +25,8 @@ METADATA_KEY = b"tokenflow"
 ROWS_PER_GROUP = 4096
 # Says where the model was found, not what it is.
 NAMES = {"model", "revision"}
+# The folder that relative names of pictures begin in. Earlier versions did not write it.
+NAMED_FROM = "pictures_named_from"
 
 
 @contextmanager
@@ -124,7 +126,7 @@ class CodeWriter:
         differing = [
             f"{name} ({found.get(name)} there, {value} now)"
             for name, value in self.description.items()
-            if name not in NAMES and found.get(name) != value
+            if name not in NAMES and found.get(name) != value and (name in found or name != NAMED_FROM)
         ]
         if differing or not file.schema_arrow.equals(self.schema):
             columns = [
@@ -212,7 +214,8 @@ def read_in_batches(path: Path, file: pq.ParquetFile, size: int, columns: list[s
     """Some columns of a file that has been opened; a CommandError where it is damaged further on, or lacks rows."""
     count = 0
     with damage_reported(path):
-        for batch in file.iter_batches(size, columns=columns):
+        rows = max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(min(size, rows), columns=columns):
             count += len(batch)
             yield batch
         if count != file.metadata.num_rows:
