@@ -337,6 +337,11 @@ class TestEncode:
         result = run("encode", photos / "a", picture, "--model", folder)
         assert result.exit_code == 2 and picture.read_bytes() == content
 
+    def test_clusters_are_a_page(self, folder, photos):
+        assert run("cluster", photos, "--model", folder, "--output", photos / "grey.png").exit_code == 2
+        with Image.open(photos / "grey.png") as picture:
+            assert picture.format == "PNG"
+
     def test_preprocessing_that_does_not_fit(self, folder, photos, tmp_path):
         AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "misfit")
         TokenFlowImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path / "misfit")
