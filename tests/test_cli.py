@@ -337,6 +337,11 @@ class TestEncode:
         result = run("encode", photos / "a", picture, "--model", folder)
         assert result.exit_code == 2 and picture.read_bytes() == content
 
+    def test_clusters_are_a_page(self, folder, photos):
+        assert run("cluster", photos, "--model", folder, "--output", photos / "grey.png").exit_code == 2
+        with Image.open(photos / "grey.png") as picture:
+            assert picture.format == "PNG"
+
     def test_preprocessing_that_does_not_fit(self, folder, photos, tmp_path):
         AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "misfit")
         TokenFlowImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path / "misfit")
@@ -348,6 +353,16 @@ class TestEncode:
         os.rename(photos / "grey.png", odd)
         succeed("encode", photos, tmp_path / "codes.parquet", "--model", folder)
         assert f"{photos}/\\xff.png" in table(tmp_path / "codes.parquet")
+
+    @pytest.mark.parametrize("name", [b"codes-2026-11-27T12:30:00.parquet", b"\xff.parquet"])
+    def test_outputs_of_any_name(self, name, folder, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        output = Path(os.fsdecode(name))
+        succeed("encode", "photos", output, "--model", folder, "--json")
+        assert json.loads(succeed("encode", "photos", output, "--model", folder, "--json").stdout)["done_before"] == 6
+        with output.open("rb") as file:
+            assert pq.read_table(file).num_rows == len(GOOD)
+        succeed("decode", output, "decoded", "--model", folder)
 
     def test_full_disk(self, folder, photos, tmp_path, monkeypatch):
         def full(*args, **kwargs):
@@ -419,6 +434,9 @@ class TestDecode:
         source = self.write(tmp_path / "codes.parquet", codes=codes)
         assert re.search(message, fail("decode", source, tmp_path / "out", "--model", folder))
 
+    def test_batches_larger_than_any_number_of_rows(self, codes, folder, tmp_path):
+        succeed("decode", codes, tmp_path / "out", "--model", folder, "--batch-size", 10**24)
+
     def test_what_is_no_parquet(self, folder, photos, tmp_path):
         assert "can't be read as parquet" in fail("decode", photos / "grey.png", tmp_path / "out", "--model", folder)
 
@@ -432,6 +450,19 @@ class TestReconstruct:
         assert "warning: left out 2 pictures that could not be read:" in result.stderr
         with Image.open(sheet) as drawn:
             assert drawn.width > 4 * 128 and drawn.height > 6 * 128
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+    def test_sheets_overwrite_sheets_alone(self, suffix, folder, photos, tmp_path, monkeypatch):
+        sheet = tmp_path / f"sheet.{suffix}"
+        arguments = ["reconstruct", photos / "grey.png", "--output", tmp_path / "out", "--sheet", sheet]
+        Image.new("RGB", (8, 8)).save(sheet)
+        before = sheet.read_bytes()
+        assert "is a picture of yours" in fail(*arguments, "--model", tmp_path / "never loaded")
+        assert sheet.read_bytes() == before
+        sheet.unlink()
+        succeed(*arguments, "--model", folder)
+        if suffix != "webp":  # has no place for a mark
+            succeed(*arguments, "--model", folder)
 
     def test_dtype_and_batches(self, folder, photos, tmp_path):
         for name, options in {"one": [], "two": ["--batch-size", 1], "half": ["--dtype", "bfloat16"]}.items():
@@ -515,6 +546,32 @@ class TestConvert:
         assert "needs no conversion: it is a tokenizer" in fail("convert", tmp_path / "ours", tmp_path / "model")
         assert not (tmp_path / "model").exists()
         assert run("convert", checkpoint, garbage).exit_code == 2
+
+    def test_what_no_command_could_use(self, checkpoint, tmp_path):
+        output = tmp_path / "model"
+        message = fail("convert", checkpoint, output, *self.HEADS, "--set", "scales=[1,2]")
+        assert "give a grid of " in message and "but the scales end at 2" in message
+        for size in (8, 10**9, 10**30):
+            message = fail("convert", checkpoint, output, *self.HEADS, "--set", f"image_size={size}")
+            assert f"can't read pictures of {size} pixels" in message
+        weights = torch.load(checkpoint)["ema"]
+        weights["quant_conv.bias"] = weights["quant_conv.bias"] + 70000
+        torch.save(weights, tmp_path / "large.pt")
+        message = fail("convert", tmp_path / "large.pt", output, *self.HEADS, "--dtype", "float16")
+        assert "pixel_encoder.projection.bias is damaged, or too large for torch.float16" in message
+        weights["quant_conv.bias"][0] = torch.nan
+        torch.save(weights, tmp_path / "large.pt")
+        assert "pixel_encoder.projection.bias is damaged" in fail("convert", tmp_path / "large.pt", output, *self.HEADS)
+        assert not output.exists()
+
+    def test_folders_that_are_links_or_in_use(self, checkpoint, tmp_path, monkeypatch):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "model")
+        succeed("convert", checkpoint, tmp_path / "link", *self.HEADS)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "model" / "config.json").is_file()
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        assert ". can't be replaced" in fail("convert", checkpoint, ".", *self.HEADS)
 
 
 class TestTrain:

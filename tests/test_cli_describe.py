@@ -143,6 +143,8 @@ class TestMistakes:
         message = fail(photos / "a.png", "--model", tmp_path / "model")
         assert "can't answer: the text has 3 image tokens, but the pictures given have 16 features" in message
 
-    @pytest.mark.parametrize("arguments", [["--max-new-tokens", 0], ["--temperature", -1], ["--seed", -1]])
+    @pytest.mark.parametrize(
+        "arguments", [["--max-new-tokens", 0], ["--temperature", -1], ["--seed", -1], ["--seed", 2**64]]
+    )
     def test_usage(self, folder, photos, arguments):
         assert run(photos / "a.png", "--model", folder, *arguments).exit_code == 2

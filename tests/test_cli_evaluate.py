@@ -317,6 +317,15 @@ class TestUnderstanding:
         assert "pass --model" in fail("understanding", "--data", questions)
 
 
+def test_results_lie_beside_the_folder_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("sun")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here.json").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    message = fail("generation", "--prompts", "../prompts.txt", "--output", ".", "--model", tmp_path / "nothing")
+    assert f"{tmp_path}/here.json holds no results" in message
+
+
 @pytest.mark.parametrize(
     ("evaluation", "data", "output"),
     [

@@ -202,6 +202,19 @@ class TestMistakes:
         assert result.exit_code == 2 and "all.png" in result.output
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("option", ["--grid", "--sheet"])
+    def test_sheets_do_not_overwrite_other_pictures(self, folder, tmp_path, option):
+        Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
+        arguments = ["sun", "--model", folder, "--output", tmp_path / "out", option, tmp_path / "mine.png"]
+        assert "is a picture of yours" in fail(*arguments)
+        assert not (tmp_path / "out").exists()
+
+    def test_seeds_that_torch_does_not_take(self, folder, tmp_path):
+        arguments = ["sun", "--model", folder, "--output", tmp_path / "out", "--seed", 2**64 - 1]
+        succeed(*arguments)
+        message = fail(*arguments, "--num-images", 2)
+        assert f"those of 2 pictures from {2**64 - 1} on don't" in message
+
     def test_models(self, folder, tmp_path):
         tiny_model().save_pretrained(tmp_path / "tokenizer")
         assert "is no TokenFlow generator: its model type is 'tokenflow'" in fail(

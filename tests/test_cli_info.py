@@ -45,6 +45,11 @@ def test_in_words(folder):
         assert words in text, text
 
 
+def test_nothing_is_cut_off_where_the_terminal_is_narrow(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert "…" not in succeed("info", folder).stdout
+
+
 def test_generator_in_shards(tmp_path):
     model, processor = tiny_text_to_image()
     model.save_pretrained(tmp_path, max_shard_size="50kB")

@@ -163,6 +163,15 @@ class TestStreams:
         assert json.loads(result.stdout)["num_image_tokens"] == 21
         assert result.stderr == "by the way\n"
 
+    def test_names_that_look_like_emoji_codes(self, model, photo, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (photo / "good.png").rename(":apple:.png")
+        arguments = ["reconstruct", ":apple:.png", "--model", model]
+        (picture,) = json.loads(succeed(*arguments, "--json").stdout)["pictures"]
+        assert picture["path"] == ":apple:.png" and Path(picture["output"]).is_file()
+        assert ":apple:.png" in succeed(*arguments).stdout
+        assert ":apple:.parquet" in fail("encode", photo, ":apple:.parquet", "--model", "/nowhere/:apple:.parquet")
+
     def test_numbers_that_json_has_not(self):
         facts = {"psnr": math.inf, "metrics": {"loss": math.nan, "good": 1.5}, "path": Path("x")}
         assert json.loads(to_json(facts)) == {
@@ -180,6 +189,31 @@ def executable(tmp_path: Path) -> dict[str, str]:
     script.write_text("\n".join([*lines, "tokenflow_cli.main()"]))
     script.chmod(0o755)
     return {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_letters_that_the_locale_has_not(encoding, executable):
+    executable |= {"PYTHONIOENCODING": encoding}
+    result = subprocess.run(
+        [sys.executable, "-c", "import tokenflow_cli\nfrom tokenflow_cli import app, output\n"
+         "app.app = lambda prog_name: output.say('日\\udcff.png', output.console)\ntokenflow_cli.main()"],
+        capture_output=True, env={**executable, "PYTHONPATH": str(SOURCES)}, check=True,
+    )  # fmt: skip
+    assert result.stdout.decode(encoding) == ("日" if encoding == "utf-8" else "\\u65e5") + "\\udcff.png\n"
+
+
+def test_interrupted_before_it_began(executable):
+    script = (
+        "import sys, tokenflow_cli\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name == 'tokenflow_cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "tokenflow_cli.main()"
+    )
+    environment = {**executable, "PYTHONPATH": str(SOURCES)}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    assert result.returncode == 130 and result.stderr == b"error: interrupted\n"
 
 
 class TestCompletion:

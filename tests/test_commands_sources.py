@@ -17,8 +17,9 @@ from tiny_models import tiny_model
 from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowImageProcessor
-from transformers_tokenflow.commands import CommandError, encoding, sources
-from transformers_tokenflow.commands.encoding import decode_pictures, encode_pictures
+from transformers_tokenflow.commands import CommandError, code_files, encoding, sources
+from transformers_tokenflow.commands.encoding import EncodingReport, decode_pictures, encode_pictures
+from transformers_tokenflow.commands.pictures import find_pictures
 from transformers_tokenflow.commands.sources import find_sources
 from transformers_tokenflow.commands.tokenizers import Tokenizer
 
@@ -78,7 +79,7 @@ def test_few_tables_are_open_and_in_memory(table, monkeypatch):
     """However many there are."""
     files, groups = [], []
 
-    class File(pq.ParquetFile):
+    class File(code_files.TableFile):
         def __init__(self, path):
             super().__init__(path)
             files.append(self)
@@ -90,7 +91,7 @@ def test_few_tables_are_open_and_in_memory(table, monkeypatch):
 
     for number in range(1, 5):
         shutil.copy(table, table.with_name(f"train-0000{number}.parquet"))
-    monkeypatch.setattr(sources.pq, "ParquetFile", File)
+    monkeypatch.setattr(code_files, "TableFile", File)
     found = find_sources([table.parent], ["number"]).pictures
     assert [picture.read()[1]["number"] for picture in found] == list(range(5)) * 5
     assert files and all(file.closed for file in files)
@@ -255,17 +256,23 @@ def test_other_columns_can_not_be_added(table, tmp_path, tokenizer):
 
 
 def test_broken_pictures_of_a_table_are_reported(tmp_path, tokenizer):
-    pictures = [{"bytes": b"no picture", "path": "a.png"}, {"bytes": None, "path": "/nowhere.png"}, None]
+    nothing = {"bytes": None, "path": None}
+    pictures = [{"bytes": b"no picture", "path": "a.png"}, {"bytes": None, "path": "/nowhere.png"}, None, nothing]
     content = pa.table({"image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
     pq.write_table(content, tmp_path / "broken.parquet")
     report = encode_pictures([tmp_path / "broken.parquet"], tmp_path / "codes.parquet", tokenizer, 4)
-    assert report.encoded == 0 and len(report.failures) == 3
-    assert "the row has no picture" in report.failures[f"{tmp_path}/broken.parquet/000002"]
+    assert report.encoded == 0 and len(report.failures) == 4
+    for number in (2, 3):
+        assert report.failures[f"{tmp_path}/broken.parquet/00000{number}"] == "the row has no picture"
 
 
 @pytest.mark.parametrize(
     "keep, message",
-    [(["codes"], "codes can't be kept"), (["nonsense"], "nothing here has a column nonsense")],
+    [
+        (["codes"], "codes can't be kept"),
+        (["nonsense"], "nothing here has a column nonsense"),
+        (["image"], "image can't be kept: the column has the pictures of "),
+    ],
 )
 def test_columns_that_can_not_be_kept(table, keep, message):
     with pytest.raises(CommandError, match=message):
@@ -284,6 +291,64 @@ def test_metadata_that_can_not_be_read(tmp_path, line):
     with pytest.raises(CommandError, match="metadata.jsonl") as error:
         find_sources([tmp_path])
     assert "\n" not in str(error.value)
+
+
+def test_texts_with_commas_need_quotes(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"one, two"\nb.png,one, two\n')
+    with pytest.raises(CommandError, match="metadata.csv can't be read: line 3 has more cells than the header; put"):
+        find_sources([tmp_path], [])
+
+
+@pytest.mark.parametrize("name", ["file_name", "image_file_name"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_every_metadata_that_datasets_takes(suffix, name, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {name: "a.png", "text": "an owl"}
+    metadata = datasets.Dataset.from_list([row])
+    write = {"jsonl": metadata.to_json, "csv": metadata.to_csv, "parquet": metadata.to_parquet}[suffix]
+    write(tmp_path / f"metadata.{suffix}")
+    assert find_sources([tmp_path], []).pictures[0].known == {"text": "an owl"}
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows["text"][:] == ["an owl"] and "image" in rows.column_names
+
+
+def test_metadata_that_is_no_parquet(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.parquet")
+    with pytest.raises(CommandError, match="can't be read as parquet"):
+        find_sources([tmp_path])
+
+
+def test_every_picture_once_however_it_is_named(folder, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(find_sources([Path("pictures"), folder, Path("pictures/inner")]).pictures) == 5
+    assert len(find_sources([Path("./data/../data"), table]).pictures) == 5
+    assert len(find_pictures([Path("pictures"), folder, Path("pictures/0.png"), folder / "0.png"])) == 5
+
+
+def test_names_of_two_folders_are_not_mixed(folder, tmp_path, tokenizer, monkeypatch):
+    shutil.copytree(folder, tmp_path / "other" / "pictures")
+    output = tmp_path / "codes.parquet"
+
+    def encode(*sources: Path | str) -> EncodingReport:
+        return encode_pictures(list(map(Path, sources)), output, tokenizer, 4)
+
+    monkeypatch.chdir(tmp_path)
+    assert encode("pictures").encoded == 5
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(CommandError, match=r"pictures_named_from \(. there, other now\) differ"):
+        encode("pictures")
+    assert encode(folder).encoded == 5, "whole names hold everywhere"
+
+
+def test_names_of_earlier_versions_go_on(folder, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(encoding, "describe_names", lambda *_: {})
+        encode_pictures([Path("pictures")], tmp_path / "codes.parquet", tokenizer, 4)
+    assert encode_pictures([Path("pictures")], tmp_path / "codes.parquet", tokenizer, 4).done_before == 5
 
 
 def test_metadata_of_which_nothing_is_kept(tmp_path, warnings):

@@ -14,6 +14,7 @@ from tiny_models import needs_timm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from transformers_tokenflow import TokenFlowConfig, TokenFlowModel
+from transformers_tokenflow.commands.conversion import check_grid
 from transformers_tokenflow.conversion import (
     convert_clip_tower,
     convert_state_dict,
@@ -69,6 +70,7 @@ def test_every_official_key_finds_its_parameter(name: str):
         return {**fields, "semantic_config": {**fields["semantic_config"], "model_args": None}}
 
     assert comparable(inferred) == comparable(preset)
+    check_grid(inferred)
 
 
 def test_the_papers_large_variant_has_one_more_scale():

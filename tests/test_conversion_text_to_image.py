@@ -21,7 +21,7 @@ from tiny_models import tiny_text_tokenizer
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
-from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowTextToImageConfig
+from transformers_tokenflow import TokenFlowConfig, TokenFlowForTextToImage, TokenFlowTextToImageConfig
 from transformers_tokenflow.cli import app
 from transformers_tokenflow.commands import CommandError
 from transformers_tokenflow.commands.conversion import convert_checkpoint
@@ -182,6 +182,9 @@ def test_what_shapes_do_not_show(generator: Any, tokenizer: Any):
     config = infer(OFFICIAL_CONFIG, text_config={"rms_norm_eps": 1e-4, "rope_theta": 7.0}, qk_norm_eps=1e-3)
     assert (config.text_config.rms_norm_eps, config.qk_norm_eps) == (1e-4, 1e-3)
     assert config.text_config.rope_parameters["rope_theta"] == 7.0
+    later = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 777.0}}  # of transformers 5
+    assert infer(later).text_config.rope_parameters == later["rope_parameters"]
+    assert infer(later, text_config={"rope_theta": 7.0}).text_config.rope_parameters["rope_theta"] == 7.0
     for unknown in ({"text_config": {"rms_eps": 1.0}}, {"num_heads": 4}):
         with pytest.raises(ValueError, match="has no fields"):
             infer(**unknown)
@@ -363,13 +366,16 @@ def test_no_text_tokenizer(official: Path, tmp_path: Path):
 def test_tokenizers_of_the_wrong_kind(official: Path, tmp_path: Path):
     with pytest.raises(CommandError, match="pass --tokenizer"):
         convert(official, tokenizer=None)
-    with pytest.raises(CommandError, match="is a generator"):
+    with pytest.raises(CommandError, match="--tokenizer takes an image tokenizer, not .* is a generator"):
         convert(official, tokenizer=official)
     with pytest.raises(CommandError, match="is an image tokenizer"):
         convert_checkpoint(tmp_path / "tokenizer.pt", tmp_path / "model", tokenizer=tmp_path / "tokenizer.pt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(CommandError, match="no official TokenFlow tokenizer"):
+    with pytest.raises(CommandError, match="--tokenizer takes .*other.pt: this is no official TokenFlow tokenizer"):
         convert(official, tokenizer=tmp_path / "other.pt")
+    TokenFlowConfig().save_pretrained(tmp_path / "ours")
+    with pytest.raises(CommandError, match="--tokenizer takes .*ours is a tokenizer of this package, converted"):
+        convert(official, tokenizer=tmp_path / "ours")
     with pytest.raises(CommandError, match="can't become"):
         convert(official, settings=[*SETTINGS[:1], *SETTINGS[2:], "tokenizer_config.scales=[1,2,16]"])
     assert not (tmp_path / "model").exists()

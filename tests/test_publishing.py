@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from typer.testing import Result
 
 from transformers_tokenflow import TokenFlowImageProcessor, TokenFlowPipeline
 from transformers_tokenflow.commands import publishing
+from transformers_tokenflow.commands.publishing import is_branch
 from transformers_tokenflow.publishing import check_card, check_code, check_files, files_to_publish
 from transformers_tokenflow.trainers.pictures import log_picture, log_text
 
@@ -199,8 +201,19 @@ def usage(*arguments: object) -> Result:
 def test_usage(folder):
     assert "user/name" in usage(folder, "not a name").output
     usage(folder, REPOSITORY, "--create-pr", "--revision", "v1")
+    assert "'x y'" in usage(folder, REPOSITORY, "--dry-run", "--revision", "x y").output
     usage(folder / "nothing", REPOSITORY)
     usage(folder / "config.json", REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["main", "v1.0", "a/b", "é", "refs/pr/1", "x y", "", ".x", "-x", "x.", "x/", "/x", "a..b", "a//b", "a/.b", "x.lock"]
+    + ["a.lock/b", "a@{b", "@", "a@b", "x~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\nb", "a\x7f"],
+)
+def test_branches_are_those_of_git(name):
+    command = ["git", "check-ref-format", "--branch", name]
+    assert is_branch(name) == (subprocess.run(command, capture_output=True, check=False).returncode == 0)
 
 
 @pytest.mark.usefixtures("quick")

@@ -111,7 +111,7 @@ def make_rows(rows: Dataset, split: str) -> Iterator[dict]:
 def write_pictures(rows: Dataset, split: str, path: Path) -> None:
     """Writes the pictures of a split with their questions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, FEATURES.arrow_schema) as writer:
+    with path.open("wb") as file, pq.ParquetWriter(file, FEATURES.arrow_schema) as writer:
         written = make_rows(rows, split)
         while group := list(islice(written, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))

@@ -130,7 +130,7 @@ def generation(
         report = commands.evaluate_generation(
             prompts, output, model, num_images, seed, scorer, device, dtype.value, batch_size, advance, **settings
         )
-    show_results(report, output.with_name(f"{output.name}.json"), update_card, as_json)
+    show_results(report, commands.results_beside(output), update_card, as_json)
 
 
 def understanding(

@@ -89,8 +89,11 @@ def generate(
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_grid
     from transformers_tokenflow.commands.generation import draw_prompts, draw_steps, load_painter, load_scorer
-    from transformers_tokenflow.commands.pictures import FileNames, save_marked
+    from transformers_tokenflow.commands.pictures import FileNames, refuse_other_pictures, save_sheet
 
+    for path in (grid, sheet):
+        if path is not None:
+            refuse_other_pictures(path)
     painter = load_painter(model, device, dtype.value)
     if best_of > 1:
         settings |= {"best_of": best_of, "scorer": load_scorer(scorer, painter.device)}
@@ -104,12 +107,10 @@ def generate(
             drawn.append(item)
             written.append({"path": path, "prompt": item.prompt, "seed": item.seed})
     if grid is not None:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         columns = num_images if num_images > 1 else None
-        save_marked(draw_grid([item.picture for item in drawn], [item.prompt for item in drawn], columns), grid)
+        save_sheet(draw_grid([item.picture for item in drawn], [item.prompt for item in drawn], columns), grid)
     if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        save_marked(draw_steps(drawn, painter), sheet)
+        save_sheet(draw_steps(drawn, painter), sheet)
     facts = {"output": output, "seed": seed, "pictures": written, "grid": grid, "sheet": sheet}
     show(as_json, facts, f"{output} got {counted(len(drawn), 'picture')}; the first one's seed is {seed}")
 
@@ -138,7 +139,8 @@ def describe(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed draws the same words.", show_default="a random one")
+        int | None,
+        typer.Option(min=0, max=2**64 - 1, help="The same seed draws the same words.", show_default="a random one"),
     ] = None,
     device: Device = "auto",
     dtype: LoadingDtype = Dtype.FLOAT32,

@@ -95,6 +95,8 @@ def info(
 
     information = inspect_model(model)
     table = Table(show_header=False, title=Text(information.name))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for label, value in information.to_rows().items():
         table.add_row(label, Text(value))
     show(as_json, information.to_dict(), table)
@@ -125,10 +127,12 @@ def publish(
     tokenflow publish runs/tiny user/name --private
     """
     from transformers_tokenflow.commands import counted
-    from transformers_tokenflow.commands.publishing import is_repository, publish_folder
+    from transformers_tokenflow.commands.publishing import is_branch, is_repository, publish_folder
 
     if not is_repository(repository):
         raise typer.BadParameter(f"REPO_ID is the name of a repository, such as user/name; got {repository!r}")
+    if revision is not None and not is_branch(revision):
+        raise typer.BadParameter(f"--revision is the name of a branch; got {revision!r}")
     if create_pr and revision is not None:
         raise typer.BadParameter("--create-pr opens a pull request to the main branch: leave --revision out")
     options = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}

@@ -51,10 +51,12 @@ def reconstruct(
     """
     from transformers_tokenflow.commands import counted
     from transformers_tokenflow.commands.contact_sheet import draw_contact_sheet
-    from transformers_tokenflow.commands.pictures import FileNames, save_marked
+    from transformers_tokenflow.commands.pictures import FileNames, refuse_other_pictures, save_sheet
     from transformers_tokenflow.commands.reconstruction import reconstruct_pictures
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
+    if sheet is not None:
+        refuse_other_pictures(sheet)
     tokenizer = load_tokenizer(model, device, dtype.value)
     output.mkdir(parents=True, exist_ok=True)
     names = FileNames(output)
@@ -74,8 +76,7 @@ def reconstruct(
     if not psnrs:
         fail("no picture could be reconstructed")
     if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        save_marked(draw_contact_sheet(shown, tokenizer.model.config.scales), sheet)
+        save_sheet(draw_contact_sheet(shown, tokenizer.model.config.scales), sheet)
     facts = {
         "output": output,
         "psnr": mean(psnrs),
@@ -120,7 +121,7 @@ def encode(
     """
     Turn pictures into tokens: a parquet file with the columns path, codes, height and width.
 
-    Captions are kept as the column text: those of parquet files, and of a folder's metadata.jsonl or metadata.csv.
+    Captions are kept as the column text: those of parquet files, and of a folder's metadata.jsonl, .csv or .parquet.
 
     What is done is kept every few seconds. After an interruption, or with more pictures in the folder, the same
     command goes on from there. Pictures that changed since are encoded anew. Pictures that can't be read are listed and
@@ -224,6 +225,8 @@ def cluster(
     """
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
+    if output.suffix not in (".html", ".htm"):
+        raise typer.BadParameter(f"--output is a page, and ends in .html; got {output}")
     commands = load_commands("clustering")
     tokenizer = load_tokenizer(model, device, dtype.value)
     with progress_bar("grouping") as advance:

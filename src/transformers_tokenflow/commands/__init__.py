@@ -1,6 +1,11 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """What the command line's commands do, as functions. They need the extra `cli`."""
 
+from collections.abc import Callable
+
+# Is told of progress: how much is done, of how much.
+Advance = Callable[[int, int], None]
+
 
 class CommandError(Exception):
     """Something that the user can put right: the command line shows its message and no traceback."""

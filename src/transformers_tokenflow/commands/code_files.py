@@ -25,6 +25,8 @@ METADATA_KEY = b"tokenflow"
 ROWS_PER_GROUP = 4096
 # Says where the model was found, not what it is.
 NAMES = {"model", "revision"}
+# The folder that relative names of pictures begin in. Earlier versions did not write it.
+NAMED_FROM = "pictures_named_from"
 
 
 @contextmanager
@@ -124,7 +126,7 @@ class CodeWriter:
         differing = [
             f"{name} ({found.get(name)} there, {value} now)"
             for name, value in self.description.items()
-            if name not in NAMES and found.get(name) != value
+            if name not in NAMES and found.get(name) != value and (name in found or name != NAMED_FROM)
         ]
         if differing or not file.schema_arrow.equals(self.schema):
             columns = [
@@ -147,8 +149,8 @@ class CodeWriter:
             return 0
         # A process of a killed run may write for a moment longer: under no other's name, at least.
         name = f"part-{self.run:05d}-{self.processes.rank:05d}-{self.parts:05d}-{uuid.uuid4().hex[:8]}.parquet"
-        with written_atomically(self.folder / name) as temporary:
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), temporary)
+        with written_atomically(self.folder / name) as temporary, temporary.open("wb") as file:
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), file)
         self.parts += 1
         count = len(self.rows)
         self.done.update(row["path"] for row in self.rows)
@@ -179,7 +181,11 @@ class CodeWriter:
             self.lock.release()
 
     def _join(self) -> None:
-        with written_atomically(self.output) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+        with (
+            written_atomically(self.output) as temporary,
+            temporary.open("wb") as file,
+            pq.ParquetWriter(file, self.schema) as writer,
+        ):
             group: list[pa.RecordBatch] = []
             for batch in self._distinct_rows():
                 group.append(batch)
@@ -195,7 +201,7 @@ class CodeWriter:
         """
         seen: set[str] = set()
         for path in self._files():
-            for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_GROUP):
+            for batch in open_table(path).iter_batches(ROWS_PER_GROUP):
                 is_new = []
                 for name in batch["path"].to_pylist():
                     is_new.append(name not in seen and (name, path) not in self.outdated)
@@ -208,7 +214,8 @@ def read_in_batches(path: Path, file: pq.ParquetFile, size: int, columns: list[s
     """Some columns of a file that has been opened; a CommandError where it is damaged further on, or lacks rows."""
     count = 0
     with damage_reported(path):
-        for batch in file.iter_batches(size, columns=columns):
+        rows = max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(min(size, rows), columns=columns):
             count += len(batch)
             yield batch
         if count != file.metadata.num_rows:
@@ -224,10 +231,21 @@ def damage_reported(path: Path) -> Iterator[None]:
         raise CommandError(f"{path} is damaged: {one_line(error)}") from error
 
 
+class TableFile(pq.ParquetFile):
+    """A parquet file of any name: of a path pyarrow would take colons for a URI, and only letters of UTF-8."""
+
+    def __init__(self, path: Path):
+        super().__init__(pa.OSFile(os.fsencode(path)))
+
+    def close(self, force: bool = True) -> None:
+        """Close the file as well, which pyarrow leaves to the one who opened it."""
+        super().close(force)
+
+
 def open_table(path: Path) -> pq.ParquetFile:
     """Open a parquet file, or raise a CommandError."""
     try:
-        file = pq.ParquetFile(path)
+        file = TableFile(path)
         file.schema_arrow  # noqa: B018  # names and metadata that can't be read are found here
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise CommandError(f"{path} can't be read as parquet: {one_line(error)}") from error

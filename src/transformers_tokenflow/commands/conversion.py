@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..card_tokenflow import make_model_card
 from ..chat_templates import load_chat_template
+from ..configuration_tokenflow import TokenFlowConfig
 from ..conversion import (
     Checkpoint,
     ConvertedStateDict,
@@ -37,13 +38,12 @@ from ..conversion import (
     write_model,
 )
 from ..conversion.checkpoints import FOLDER_FILES
-from ..conversion.writing import Advance
 from ..modeling_tokenflow import TokenFlowModel
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from ..processing_tokenflow import OFFICIAL_NEGATIVE_PROMPT, TokenFlowProcessor
 from ..push_tokenflow import CARD
-from . import CommandError, one_line
+from . import Advance, CommandError, one_line
 from .settings import nest, read_settings
 from .tokenizers import make_processor
 
@@ -108,6 +108,7 @@ def convert_checkpoint(
     try:
         check_target(folder)
         plan = plan_conversion(checkpoint, tokenizer, text_tokenizer, overrides)
+        check_grid(getattr(plan.config, "tokenizer_config", plan.config))
         with folder_written_whole(folder) as temporary:
             write_model(
                 temporary,
@@ -159,9 +160,7 @@ def plan_generator(
             "tokenflow_clipb_32k_enhanced.pt"
         )
     text_tokenizer = find_text_tokenizer(path, text_tokenizer)
-    image = open_checkpoint(tokenizer)
-    if is_text_to_image(image):
-        raise CommandError(f"--tokenizer takes an image tokenizer; {tokenizer} is a generator")
+    image = open_tokenizer(tokenizer, overrides)
     config = infer_text_to_image_config(source, image, official_fields(path), **overrides)
     text = load_text_tokenizer(text_tokenizer, config.text_config.vocab_size)
     config.text_config.pad_token_id = text.pad_token_id
@@ -181,7 +180,7 @@ def plan_understanding(
     if not holds_tokenizer(source) and tokenizer is None:
         raise CommandError(f"{path} lacks its image tokenizer: pass --tokenizer with its file, tokenflow_siglip_32k.pt")
     text_tokenizer = find_text_tokenizer(path, text_tokenizer)
-    whole = source if tokenizer is None else with_tokenizer(source, open_checkpoint(tokenizer))
+    whole = source if tokenizer is None else with_tokenizer(source, open_tokenizer(tokenizer, overrides))
     official = official_fields(path)
     config = infer_understanding_config(whole, official, **overrides)
     conversation, image_token, end = CONVERSATIONS[config.text_config.model_type]
@@ -197,6 +196,33 @@ def plan_understanding(
     config.text_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(end)
     weights = ConvertedStateDict(whole, understanding_layout(config))
     return Plan(TokenFlowForConditionalGeneration, config, weights, processor)
+
+
+def open_tokenizer(path: Path, overrides: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that --tokenizer names; a CommandError where it is no official one of a tokenizer."""
+    if what := WHAT.get(read_official_config(path).get("model_type", "")):
+        raise CommandError(
+            f"--tokenizer takes an official checkpoint; {path} is {what} of this package, converted already"
+        )
+    try:
+        image = open_checkpoint(path)
+        if is_text_to_image(image):
+            raise ValueError("it is a generator")
+        infer_config(image, **(overrides.get("tokenizer_config") or {}))
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CommandError(f"--tokenizer takes an image tokenizer, not {path}: {one_line(error)}") from error
+    return image
+
+
+def check_grid(config: TokenFlowConfig) -> None:
+    """Raise a ValueError where pictures of the configuration's size don't fit the encoders, or the grid the scales."""
+    size = config.image_size
+    with torch.device("meta"):
+        model = TokenFlowModel(config).eval()
+        try:
+            model.quantize(torch.empty(1, 3, size, size))
+        except (RuntimeError, TypeError) as error:  # the size is smaller than a patch, or beyond any memory
+            raise ValueError(f"the model can't read pictures of {size} pixels: {str(error).splitlines()[0]}") from error
 
 
 def find_text_tokenizer(path: Path, given: str | None) -> str:

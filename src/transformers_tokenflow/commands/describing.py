@@ -14,7 +14,7 @@ from ..configuration_tokenflow import TokenFlowUnderstandingConfig
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from . import CommandError, one_line
 from .loading import CHECKOUT, check_model_type, find_device, load_model, load_processor, name_or_default
-from .pictures import PictureBatch, PictureFile, find_pictures, read_batches
+from .pictures import PictureBatch, PictureFile, find_pictures, read_batches, refuse_no_pictures
 
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-understanding"
 # Where neither the user nor the checkpoint says how long an answer may be; the pipeline's default, too.
@@ -88,8 +88,7 @@ def describe_pictures(
         CommandError: there are no pictures, or the model refuses them or a setting.
     """
     pictures = [PictureFile(path) for path in find_pictures(sources)]
-    if not pictures:
-        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
+    refuse_no_pictures(pictures, sources)
     for batch in read_batches(pictures, describer.processor.image_processor, batch_size):
         yield answer(batch, describer, question, settings), batch.failures, len(pictures)
 

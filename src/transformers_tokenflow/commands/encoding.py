@@ -1,8 +1,9 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Pictures to a parquet file of codes, and back."""
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,9 +14,9 @@ import torch
 from transformers.utils import logging
 
 from ..quantization_tokenflow import prefix_lengths
-from . import CommandError, counted
-from .code_files import CodeWriter, open_codes, read_description, read_in_batches
-from .pictures import FileNames, PictureBatch, PictureFile, Source, read_batches
+from . import Advance, CommandError, counted
+from .code_files import NAMED_FROM, CodeWriter, open_codes, read_description, read_in_batches
+from .pictures import FileNames, PictureBatch, PictureFile, Source, read_batches, refuse_no_pictures
 from .processes import ALONE, Processes
 from .sources import find_sources
 from .tokenizers import Tokenizer
@@ -25,8 +26,6 @@ logger = logging.get_logger(__name__)
 # What a killed run loses at most. Longer saves nothing worth it: a part is written in milliseconds.
 SECONDS_BETWEEN_PARTS = 5.0
 ROWS_PER_PART = 4096
-
-Advance = Callable[[int, int], None]
 
 
 @dataclass
@@ -57,6 +56,16 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
         "dtype": str(tokenizer.model.dtype).removeprefix("torch."),
         "preprocessing": tokenizer.preprocessing(),
     }
+
+
+def describe_names(sources: Iterable[Path], output: Path) -> dict[str, str]:
+    """What a file of codes says about names in it that hold for one folder alone: which one, seen from the file's."""
+    if all(source.is_absolute() for source in sources):
+        return {}
+    try:
+        return {NAMED_FROM: os.path.relpath(Path.cwd(), output.resolve().parent)}
+    except ValueError:  # on Windows, another drive
+        return {NAMED_FROM: str(Path.cwd())}
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -91,18 +100,18 @@ def encode_pictures(
         processes: among which the pictures are shared out.
 
     Raises:
-        CommandError: there are no pictures, a column is nowhere, the output holds codes of another tokenizer, or the
-            model refuses.
+        CommandError: there are no pictures, a column is nowhere, the output holds codes of another tokenizer or names
+            of another folder, or the model refuses.
     """
     found = find_sources(sources, keep)
-    if not found.pictures:
-        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
+    refuse_no_pictures(found.pictures, sources)
     pictures = {picture.name: picture for picture in found.pictures}
 
     def is_current(name: str, kept: dict[str, Any], time: int) -> bool:
         return name not in pictures or not has_changed(pictures[name], kept, time)
 
-    writer = CodeWriter(output, describe(tokenizer), found.fields, processes, is_current)
+    description = {**describe(tokenizer), **describe_names(sources, output)}
+    writer = CodeWriter(output, description, found.fields, processes, is_current)
     report = EncodingReport()
     try:
         if processes.is_main:
@@ -155,10 +164,8 @@ def encode_batch(batch: PictureBatch, tokenizer: Tokenizer) -> list[dict[str, An
     """The rows of a batch."""
     if not batch.pictures:
         return []
-    try:
+    with tokenizer.misfit_reported():
         codes = tokenizer.encode(batch.pixel_values())
-    except ValueError as error:  # the image processor's settings don't fit the model
-        raise CommandError(f"{tokenizer.name} can't encode its own image processor's pictures: {error}") from error
     return [
         {"path": picture.path, "codes": row, "height": picture.height, "width": picture.width, **picture.known}
         for picture, row in zip(batch.pictures, codes.tolist(), strict=True)

@@ -13,9 +13,9 @@ from ..evaluation.benchmarks import Prompt, picture_folder, read_prompts
 from ..evaluation.generation import IMAGE_REWARD, ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
 from ..evaluation.parts import Parts, Record, Sums, differences
 from ..evaluation.report import describe_model, evaluate, read_description, refuse_others
-from . import one_line
-from .evaluation import Advance, network_name, processes
-from .generation import load_painter, load_scorer
+from . import Advance, one_line
+from .evaluation import network_name, processes
+from .generation import check_seeds, load_painter, load_scorer
 
 
 def evaluate_generation(
@@ -51,10 +51,11 @@ def evaluate_generation(
     Raises:
         CommandError: something that is needed is not here, or is not what it should be.
     """
-    output = folder.with_name(f"{folder.name}.json")
+    output = results_beside(folder)
     with processes(device) as state:
         refuse_others(output)
         wanted = read_prompts(prompts)
+        check_seeds(seed, len(wanted) * num_images)
         pictures = picture_folder(prompts, folder, num_images)
         painter = load_painter(model, device, dtype)
         networks = {"clip": network_name(scorer), "image_reward": IMAGE_REWARD}
@@ -81,6 +82,12 @@ def evaluate_generation(
             return {**summarize(records, sums), "not_measured": not_measured}
 
         return evaluate(output, description, state, work, summarize_all)
+
+
+def results_beside(folder: Path) -> Path:
+    """The file of results of a folder of pictures; of `.`, too."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(f"{folder.name}.json")
 
 
 def load_judges(

@@ -14,10 +14,10 @@ from ..evaluation.networks import clip_distance, inception_distance, perceptual_
 from ..evaluation.parts import UNREADABLE, Parts, Record, Sums
 from ..evaluation.reconstruction import COUNTS, ReconstructionMeasures, plot_cluster_sizes
 from ..evaluation.report import describe_model, evaluate, files_digest, names_digest, refuse_others
-from . import CommandError, one_line
-from .evaluation import Advance, network_name, processes
+from . import Advance, CommandError, one_line
+from .evaluation import network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
-from .pictures import Source, read_batches, refuse_other_pictures
+from .pictures import Source, read_batches, refuse_no_pictures, refuse_other_pictures
 from .sources import find_sources
 from .tokenizers import Tokenizer, load_tokenizer
 
@@ -103,8 +103,7 @@ def find_data(
     if missing := [str(path) for path in paths if not path.exists()]:
         raise CommandError(f"there is no {missing[0]}; a dataset of the Hub takes --split as well")
     sources = find_sources(paths).pictures[:limit]
-    if not sources:
-        raise CommandError(f"there are no pictures in {', '.join(data)}")
+    refuse_no_pictures(sources, paths)
     names = [source.name for source in sources]
     described = {
         "dataset": "+".join(path.resolve().stem for path in paths),
@@ -173,10 +172,8 @@ def measure_share(
         records: dict[str, Record] = {name: {UNREADABLE: reason} for name, reason in batch.failures.items()}
         if batch.pictures:
             names = [picture.path for picture in batch.pictures]
-            try:
+            with tokenizer.misfit_reported():
                 records |= measures.update(names, batch.pixel_values().to(tokenizer.device))
-            except ValueError as error:  # the image processor's settings don't fit the model
-                raise EvaluationError(f"{tokenizer.name} can't encode its own pictures: {error}") from error
         parts.add(records, measures.sums)
         done += len(records)
         advance(done, len(share))

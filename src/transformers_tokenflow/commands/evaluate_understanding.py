@@ -13,9 +13,9 @@ from ..evaluation.data import describe_rows
 from ..evaluation.parts import Parts
 from ..evaluation.report import describe_model, evaluate, refuse_others
 from ..evaluation.understanding import SHORT_ANSWER, Answerer, answer_questions, load_questions, summarize
-from . import CommandError
+from . import Advance, CommandError
 from .describing import DEFAULT_MODEL
-from .evaluation import Advance, processes
+from .evaluation import processes
 from .loading import find_device, name_or_default
 
 

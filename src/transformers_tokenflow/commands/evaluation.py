@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """What the commands that evaluate have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from ..evaluation.card import update_card
 from . import CommandError, one_line
 from .generation import DEFAULT_SCORER
 from .processes import find_each_other
-
-Advance = Callable[[int, int], None]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..configuration_tokenflow import TokenFlowTextToImageConfig
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage
 from ..pipeline_tokenflow import TextToImagePipeline
 from ..quantization_tokenflow import prefix_lengths
-from . import CommandError, one_line
+from . import CommandError, counted, one_line
 from .contact_sheet import draw_rows, prefix_headings
 from .loading import CHECKOUT, check_model_type, find_device, load_model, load_processor, name_or_default
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = CHECKOUT / "hub_cards" / "tokenflow-tiny-text-to-image"
 DEFAULT_SCORER = CHECKOUT / "hub_cards" / "tokenflow-tiny-teacher"
+SEEDS = 2**64
 
 
 @dataclass
@@ -122,6 +123,12 @@ def count_passes(painter: TextToImagePipeline, settings: dict[str, Any]) -> int:
     return 1 + (len(painter.model.tokenizer.config.scales) - 1) * entries
 
 
+def check_seeds(first: int, count: int) -> None:
+    """Raise a CommandError where seeds, counted on from the first one, would go beyond what torch takes."""
+    if first + count > SEEDS:
+        raise CommandError(f"seeds lie below 2**64, which those of {counted(count, 'picture')} from {first} on don't")
+
+
 def draw_prompts(
     painter: TextToImagePipeline,
     prompts: Sequence[str],
@@ -147,6 +154,7 @@ def draw_prompts(
         CommandError: a setting can't be.
     """
     texts = [prompt for prompt in prompts for _ in range(count)]
+    check_seeds(seed, len(texts))
     at_once = max(1, batch_size // settings.get("best_of", 1))
     counter = PassCounter(advance, math.ceil(len(texts) / at_once) * count_passes(painter, settings))
     for start in range(0, len(texts), at_once):

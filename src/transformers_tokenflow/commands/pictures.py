@@ -22,7 +22,7 @@ from . import CommandError, counted, one_line
 
 logger = logging.get_logger(__name__)
 
-# In the PNGs that commands write, so that they may be overwritten, and are not taken for pictures of a folder.
+# In the pictures that commands write, so that they may be overwritten, and are not taken for pictures of a folder.
 MARK = ("Software", "transformers-tokenflow")
 # Texts come before the pixels; those of commands come first.
 MARKED_BYTES = 2**10
@@ -102,10 +102,17 @@ def find_pictures(sources: Iterable[Path]) -> list[Path]:
     Files are taken as they are. Folders are searched to the bottom, in order of names, for what ends like a picture;
     hidden files, links to other folders and, with a warning, what commands have written beside others are left out.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for source in sources:
-        found.update(dict.fromkeys(_search_folder(source) if source.is_dir() else [source]))
-    return list(found)
+        for path in _search_folder(source) if source.is_dir() else [source]:
+            found.setdefault(os.path.abspath(path), path)  # a link may be another picture of a collection
+    return list(found.values())
+
+
+def refuse_no_pictures(pictures: Sequence[Any], sources: Iterable[Path]) -> None:
+    """Raise a CommandError where none were found."""
+    if not pictures:
+        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
 
 
 def _search_folder(folder: Path) -> list[Path]:
@@ -200,10 +207,16 @@ class FileNames:
 
 
 def save_marked(picture: Image.Image, path: Path) -> None:
-    """Write a picture; if it is a PNG, with the mark."""
+    """Write a picture; if it is a PNG, JPEG or GIF, with the mark."""
     mark = PngInfo()
     mark.add_text(*MARK)
-    picture.save(path, pnginfo=mark)
+    picture.save(path, pnginfo=mark, comment="\0".join(MARK).encode())
+
+
+def save_sheet(picture: Image.Image, path: Path) -> None:
+    """Write a picture of pictures, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_marked(picture, path)
 
 
 def refuse_other_pictures(path: Path) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Checks a model's folder, and uploads it to the Hub."""
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from ..publishing import (
 )
 from . import CommandError, counted
 from .loading import load_config
+
+# What `git check-ref-format --branch` takes.
+BRANCH = re.compile(
+    r"(?!.*(\.\.|//|@\{|/\.|\.lock(/|$)))(?![-./])[^\x00-\x20\x7f~^:?*\[\\]*[^\x00-\x20\x7f~^:?*\[\\./]"
+)
 
 
 @dataclass
@@ -54,6 +60,11 @@ def is_repository(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def is_branch(name: str) -> bool:
+    """Whether git could have a branch of this name, or a pull request be one such as `refs/pr/1`."""
+    return BRANCH.fullmatch(name) is not None
 
 
 def publish_folder(

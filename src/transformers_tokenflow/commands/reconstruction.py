@@ -1,7 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Pictures through the tokenizer and back, with what every prefix of scales gives."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..evaluation import measures
 from ..modeling_tokenflow import TokenFlowModel
-from . import CommandError
-from .pictures import PictureBatch, PictureFile, find_pictures, read_batches
+from .pictures import PictureBatch, PictureFile, find_pictures, read_batches, refuse_no_pictures
 from .tokenizers import Tokenizer
 
 
@@ -36,9 +35,8 @@ class Reconstruction:
 
 def psnr(picture: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio of two RGB pictures of the same size, in decibel; infinite if they are equal."""
-    difference = np.asarray(picture, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    error = np.square(difference).mean()
-    return 10 * math.log10(255**2 / error) if error > 0 else math.inf
+    tensors = (torch.from_numpy(np.asarray(one, dtype=np.float64) / 255) for one in (picture, other))
+    return measures.psnr(*(tensor[None] for tensor in tensors)).item()
 
 
 @torch.inference_mode()
@@ -55,10 +53,8 @@ def reconstruct_batch(batch: PictureBatch, tokenizer: Tokenizer) -> list[Reconst
         return []
     pixel_values = batch.pixel_values()
     originals = tokenizer.processor.postprocess(pixel_values)
-    try:
+    with tokenizer.misfit_reported():
         decoded = list(decode_prefixes(tokenizer.model, pixel_values.to(tokenizer.device)))
-    except ValueError as error:  # the image processor's settings don't fit the model
-        raise CommandError(f"{tokenizer.name} can't encode its own image processor's pictures: {error}") from error
     by_scale = [tokenizer.processor.postprocess(pixels) for pixels in decoded]
     return [
         Reconstruction(picture.path, original, list(prefixes), [psnr(original, prefix) for prefix in prefixes])
@@ -79,7 +75,6 @@ def reconstruct_pictures(
         CommandError: there are no pictures, or the model refuses them.
     """
     pictures = [PictureFile(path) for path in find_pictures(sources)]
-    if not pictures:
-        raise CommandError(f"there are no pictures in {', '.join(map(str, sources))}")
+    refuse_no_pictures(pictures, sources)
     for batch in read_batches(pictures, tokenizer.processor, batch_size):
         yield reconstruct_batch(batch, tokenizer), batch.failures, len(pictures)

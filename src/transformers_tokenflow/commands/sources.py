@@ -20,14 +20,14 @@ from transformers.utils import logging
 
 from ..image_reading_tokenflow import open_encoded, open_picture
 from . import CommandError, counted, one_line
-from .code_files import COLUMNS, open_table
+from .code_files import COLUMNS, damage_reported, open_table
 from .pictures import PictureFile, Source, find_pictures, path_text
 
 logger = logging.get_logger(__name__)
 
 # The column that is always kept, where there is one: `imagefolder` calls captions so.
 TEXT = "text"
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 @dataclass
@@ -42,15 +42,16 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
     """
     The pictures of files, of folders, and of parquet files with a column of pictures, on their own or in folders.
 
-    Of a folder's `metadata.jsonl` or `metadata.csv`, as `datasets` reads them, and of parquet files, the column `text`
-    is kept, and those that are asked for; warnings say of which metadata nothing is, and which rows have no picture.
+    Of a folder's `metadata.jsonl`, `.csv` or `.parquet`, as `datasets` reads them, and of parquet files, the column
+    `text` is kept, and those that are asked for; warnings say of which metadata nothing is, and which rows have no
+    picture.
 
     Args:
         paths: files and folders.
         keep: names of columns; None where what is known about pictures does not matter.
 
     Raises:
-        CommandError: a column is nowhere, has several types, or a file of metadata can't be read.
+        CommandError: a column is nowhere, has several types or the pictures, or a file of metadata can't be read.
     """
     is_kept, keep = keep is not None, list(keep or ())
     names = list(dict.fromkeys([TEXT, *keep]))
@@ -61,13 +62,15 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
     groups = RowGroups()
     for path in paths:
         for table in find_tables(path, groups):
+            if table.column in keep:
+                raise CommandError(f"{table.column} can't be kept: the column has the pictures of {table.path}")
             note_types(types, {name: table.types[name] for name in names if name in table.types}, table.path)
             rows = (PictureRow(table, index, names) for index in range(table.num_rows))
-            pictures.update((row.name, row) for row in rows)
+            pictures.update((os.path.abspath(row.name), row) for row in rows)
         if path.suffix != ".parquet":
             folder = PictureFolder(path, names)
             files = (PictureFile(file, folder.known(file)) for file in find_pictures([path]))
-            pictures.update((file.name, file) for file in files)
+            pictures.update((os.path.abspath(file.name), file) for file in files)
             note_types(types, folder.types(), path)
             if is_kept and folder.is_forgotten():
                 columns = ", ".join(sorted(folder.columns))
@@ -154,22 +157,36 @@ class PictureFolder:
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:
     """
-    The rows of a `metadata.jsonl` or `metadata.csv`.
+    The rows of a `metadata.jsonl`, `.csv` or `.parquet`.
 
     Raises:
-        CommandError: it can't be read, or a row has no `file_name`.
+        CommandError: it can't be read, or a row has no `file_name`, which may be called `image_file_name`, too.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise CommandError(f"{path} can't be read: {one_line(error)}") from error
+    if path.suffix == ".parquet":
+        with open_table(path) as file, damage_reported(path):
+            rows = file.read().to_pylist()
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
+            rows = read_csv(text) if path.suffix == ".csv" else [json.loads(s) for s in text.split("\n") if s.strip()]
+        except (ValueError, RecursionError, csv.Error) as error:
+            raise CommandError(f"{path} can't be read: {one_line(error)}") from error
     for row in rows:
+        if isinstance(row, dict) and "image_file_name" in row:
+            row.setdefault("file_name", row.pop("image_file_name"))
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise CommandError(f"every row of {path} needs a file_name; got {row!r}")
+    return rows
+
+
+def read_csv(text: str) -> list[dict[str, Any]]:
+    """The rows of a table with a header; a ValueError where one is longer than that."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = []
+    for row in reader:
+        if None in row:
+            raise ValueError(f"line {reader.line_num} has more cells than the header; put texts with commas in quotes")
+        rows.append(row)
     return rows
 
 
@@ -285,7 +302,7 @@ class PictureRow:
         """The picture, and what is kept of its row."""
         row = self.table.row(self.index, self.names)
         encoded = row.pop(self.table.column)
-        if encoded is None:
+        if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise ValueError("the row has no picture")
         content = encoded["bytes"]
         if content is not None:

@@ -3,6 +3,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,14 @@ class Tokenizer:
     def __post_init__(self) -> None:
         self.encode = InParts(lambda pixel_values: self.model.encode(pixel_values.to(self.device)).codes)
         self.decode = InParts(lambda codes: self.model.decode(codes.to(self.device)).pixel_values)
+
+    @contextmanager
+    def misfit_reported(self) -> Iterator[None]:
+        """What the model says where the image processor's settings don't fit it, as a CommandError."""
+        try:
+            yield
+        except ValueError as error:
+            raise CommandError(f"{self.name} can't encode its own image processor's pictures: {error}") from error
 
     def codebook_hash(self) -> str:
         """Tells whose codes they are, see the function of that name."""

@@ -143,7 +143,7 @@ def read_index(path: Path) -> list[Path]:
         ValueError: it is no such index, or names files outside its folder.
     """
     try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         shards = [path.parent / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of shards, which has a weight_map of keys to file names") from error

@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Official generators: a Llama with visual tokens in its vocabulary, and an image tokenizer in a file of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,16 @@ OFFICIAL_FIELDS = (
     "eos_token_id",
 )
 LAYER = "model.layers.0."
+
+
+def known_fields(official: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """What an official configuration, as transformers 4 or 5 writes it, says of some fields."""
+    rotary = official.get("rope_parameters")
+    if isinstance(rotary, dict):  # what 4 calls by these two names, which settings may change one by one
+        scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
+        theta = rotary.get("rope_theta", official.get("rope_theta"))
+        official = {**official, "rope_theta": theta, "rope_scaling": scaling}
+    return {name: official[name] for name in names if official.get(name) is not None}
 
 
 def is_text_to_image(state_dict: StateDict) -> bool:
@@ -115,7 +125,7 @@ def _text_fields(generator: StateDict, codebook_size: int, official: Mapping[str
     vocabulary, hidden_size = generator["lm_head.weight"].shape
     head_dim = generator[LAYER + "self_attn.qknorm.query_norm.weight"].shape[0]
     num_text = vocabulary - codebook_size
-    known = {name: official[name] for name in OFFICIAL_FIELDS if official.get(name) is not None}
+    known = known_fields(official, OFFICIAL_FIELDS)
     if not 0 <= known.get("pad_token_id", -1) < num_text:
         known["pad_token_id"] = num_text - 1  # [PAD] was added to Llama's vocabulary, before the visual tokens
     return {

@@ -65,7 +65,8 @@ def without_tokens(tokenizer: Any, tokens: set[str]) -> Any:
         tokenizer.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             path = Path(folder) / name
-            path.write_text(json.dumps(drop_tokens(json.loads(path.read_text()), tokens)))
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(drop_tokens(fields, tokens)), encoding="utf-8")
         return type(tokenizer).from_pretrained(folder)
 
 

@@ -18,7 +18,7 @@ from ..configuration_tokenflow import (
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .checkpoints import StateDict, joined
 from .layouts import ConvertedStateDict, JointLayout, Layout, Renames, shapes_of
-from .text_to_image import LAYER, is_text_to_image
+from .text_to_image import LAYER, is_text_to_image, known_fields
 from .text_to_image import OFFICIAL_FIELDS as GENERATOR_FIELDS
 from .tokenizer import tokenizer_layout
 from .tokenizer_config import count_numbers, infer_config
@@ -134,7 +134,7 @@ def _text_fields(state_dict: StateDict, official: Mapping[str, Any]) -> dict[str
     """Sizes from the tensors, the rest from the official configuration or the original's."""
     vocab_size, hidden_size = state_dict["model.embed_tokens.weight"].shape
     is_qwen = LAYER + "self_attn.q_proj.bias" in state_dict
-    known = {name: official[name] for name in OFFICIAL_FIELDS if official.get(name) is not None}
+    known = known_fields(official, OFFICIAL_FIELDS)
     query_size = state_dict[LAYER + "self_attn.q_proj.weight"].shape[0]
     num_heads = known.get("num_attention_heads", max(1, query_size // HEAD_DIM))
     fields = {"model_type": "qwen2" if is_qwen else "llama", **(QWEN_2_5_14B if is_qwen else VICUNA_13B), **known}

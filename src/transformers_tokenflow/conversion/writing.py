@@ -2,8 +2,9 @@
 """Writes converted models: tensor by tensor, and the folder whole or not at all."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,19 +13,25 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..commands import Advance
 from ..locks import sole_writer
 from .layouts import ConvertedStateDict
 
 # Of the files of weights. What is read for one of them is let go of after it.
 SHARD_SIZE = "1GB"
 
-Advance = Callable[[int, int], None]
-
 
 def check_target(folder: Path) -> None:
-    """Raise a FileExistsError where there is a file, or a folder with something in it."""
+    """
+    Raises:
+        FileExistsError: there is a file, a folder with something in it, or one that can't be replaced.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already, and no empty folder: remove it, or choose another")
+    if folder.exists() and (os.path.ismount(folder) or folder.samefile(Path.cwd())):
+        raise FileExistsError(
+            f"{folder} can't be replaced, as where this runs, or something is mounted: name one in it"
+        )
 
 
 @contextmanager
@@ -35,10 +42,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     What a process that was killed left behind is removed first.
 
     Raises:
-        FileExistsError: there is a file, or a folder with something in it.
+        FileExistsError: as `check_target`.
         BlockingIOError: another process writes it.
     """
     check_target(folder)
+    folder = folder.resolve()  # a link stays one
     temporary = folder.with_name(f".{folder.name}.tmp")
     with sole_writer(folder, folder.with_name(f".{folder.name}.lock")):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,13 +102,21 @@ def saved_dtype(name: str, spec: torch.Tensor, dtype: torch.dtype | None, kept: 
 def write_weights(
     folder: Path, weights: ConvertedStateDict, dtypes: dict[str, torch.dtype], advance: Advance | None = None
 ) -> None:
-    """Write the weights in files of at most `SHARD_SIZE`, with an index if there are several, as transformers does."""
+    """
+    Write the weights in files of at most `SHARD_SIZE`, with an index if there are several, as transformers does.
+
+    Raises:
+        ValueError: a tensor is not finite in its dtype.
+    """
     # Not views, whose size would count as that of all that they are a part of.
     specs = {name: torch.empty_like(spec, dtype=dtypes[name]) for name, spec in weights.specs.items()}
     split = split_torch_state_dict_into_shards(specs, max_shard_size=SHARD_SIZE)
     written = 0
     for file, names in split.filename_to_tensors.items():
         shard = {name: weights[name].to(dtypes[name]).contiguous() for name in names}
+        for name, tensor in shard.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name} is damaged, or too large for {tensor.dtype}: it is not finite")
         save_file(shard, folder / file, metadata={"format": "pt"})
         written += sum(tensor.nbytes for tensor in shard.values())
         del shard
