@@ -127,9 +127,9 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     if kind not in MAKERS:
         raise ValueError(f"unknown type of model {kind!r}: expected one of {', '.join(MAKERS)}")
     make, arguments = MAKERS[kind]
+    args = make_arguments(recipe["training"], arguments)
     for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
         check_path(section)
-    args = make_arguments(recipe["training"], arguments)
     set_seed(args.seed)
     data = {"seed": args.seed, **recipe["data"]}
     checkpoint = first_checkpoint(args)
