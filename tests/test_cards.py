@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from training.export_tiny import render_card
 from training.render_cards import ORGANIZATION, make_config, read_cards, render
-from transformers_tokenflow import TokenFlowImageProcessor
+from transformers_tokenflow import TokenFlowConfig, TokenFlowImageProcessor
 from transformers_tokenflow.card_tokenflow import task_of
 from transformers_tokenflow.cli import app
 from transformers_tokenflow.commands.information import inspect_model
@@ -138,6 +138,13 @@ def stand_ins(tmp_path_factory) -> dict[str, Path]:
         model.save_pretrained(root / task)
         processor.save_pretrained(root / task)
     return {task: root / task for task in parts}
+
+
+def test_a_derived_configuration_is_of_the_same_kind():
+    class Derived(TokenFlowConfig):
+        model_type = "derived"
+
+    assert task_of(Derived()) == task_of(TokenFlowConfig()) == "image-feature-extraction"
 
 
 @pytest.mark.parametrize("name", MODELS)

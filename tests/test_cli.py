@@ -457,7 +457,9 @@ class TestReconstruct:
         arguments = ["reconstruct", photos / "grey.png", "--output", tmp_path / "out", "--sheet", sheet]
         Image.new("RGB", (8, 8)).save(sheet)
         before = sheet.read_bytes()
-        assert "is a picture of yours" in fail(*arguments, "--model", tmp_path / "never loaded")
+        assert "exists without the mark of tokenflow's pictures" in fail(
+            *arguments, "--model", tmp_path / "never loaded"
+        )
         assert sheet.read_bytes() == before
         sheet.unlink()
         succeed(*arguments, "--model", folder)
@@ -478,7 +480,10 @@ class TestReconstruct:
         succeed("encode", own, codes, "--model", folder)
         source = {"reconstruct": [own, "--output"], "decode": [codes]}[command]
         message = fail(command, *source, own, "--model", folder)
-        assert "same.png is a picture of yours, and would be overwritten: write elsewhere" in message
+        assert (
+            "same.png exists without the mark of tokenflow's pictures, and would be overwritten: write elsewhere"
+            in message
+        )
         assert (own / "same.png").read_bytes() == before
         for _ in range(2):  # what the command itself has written it may write again
             succeed(command, *source, tmp_path / "out", "--model", folder)

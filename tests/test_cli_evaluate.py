@@ -109,7 +109,7 @@ class TestReconstruction:
             shutil.copy(photos / "0.png", path)
         arguments = ["reconstruction", "--data", own, "--model", tokenizer, "--output", tmp_path / "out.json"]
         message = fail(*arguments)
-        assert "out.clusters.png is a picture of yours, and would be overwritten: write elsewhere" in message
+        assert "out.clusters.png exists without the mark of tokenflow's pictures, and would be overwritten" in message
         assert plot.read_bytes() == (photos / "0.png").read_bytes() and not list(tmp_path.glob("*.json*"))
         plot.unlink()
         for _ in range(2):  # what the command itself has written it may write again

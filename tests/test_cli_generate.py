@@ -206,7 +206,7 @@ class TestMistakes:
     def test_sheets_do_not_overwrite_other_pictures(self, folder, tmp_path, option):
         Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
         arguments = ["sun", "--model", folder, "--output", tmp_path / "out", option, tmp_path / "mine.png"]
-        assert "is a picture of yours" in fail(*arguments)
+        assert "exists without the mark of tokenflow's pictures" in fail(*arguments)
         assert not (tmp_path / "out").exists()
 
     def test_seeds_that_torch_does_not_take(self, folder, tmp_path):

@@ -341,6 +341,8 @@ def test_names_of_two_folders_are_not_mixed(folder, tmp_path, tokenizer, monkeyp
     with pytest.raises(CommandError, match=r"pictures_named_from \(. there, other now\) differ"):
         encode("pictures")
     assert encode(folder).encoded == 5, "whole names hold everywhere"
+    with pytest.raises(CommandError, match="If it was moved, put it back"):
+        encode("pictures")
 
 
 def test_names_of_earlier_versions_go_on(folder, tmp_path, tokenizer, monkeypatch):
@@ -349,6 +351,25 @@ def test_names_of_earlier_versions_go_on(folder, tmp_path, tokenizer, monkeypatc
         earlier.setattr(encoding, "describe_names", lambda *_: {})
         encode_pictures([Path("pictures")], tmp_path / "codes.parquet", tokenizer, 4)
     assert encode_pictures([Path("pictures")], tmp_path / "codes.parquet", tokenizer, 4).done_before == 5
+
+
+def test_a_picture_that_is_named_twice_keeps_its_first_name(folder, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for named, encoded in (([Path("pictures")], 5), ([Path("pictures"), folder], 0)):
+        assert encode_pictures(named, tmp_path / "codes.parquet", tokenizer, 4).encoded == encoded
+
+
+def test_a_parquet_file_named_metadata_that_names_no_pictures(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "metadata.parquet")
+    assert [source.name for source in find_sources([tmp_path]).pictures] == [str(tmp_path / "1.png")]
+
+
+def test_empty_cells_at_the_end_of_a_line(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,an owl,,\n")
+    (source,) = find_sources([tmp_path]).pictures
+    assert source.known == {"text": "an owl"}
 
 
 def test_metadata_of_which_nothing_is_kept(tmp_path, warnings):

@@ -429,7 +429,7 @@ def test_settings_are_saved(own: TokenFlowForTextToImage, tmp_path: Path):
         {"max_new_tokens": 256, "pad_token_id": 3},  # any-to-any's
         {"use_cache": True, "return_dict_in_generate": True, "max_length": 20, "eos_token_id": [2]},
         {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "bad_words_ids": None},  # as ever
-        {"output_attentions": False, "min_p": 0.0, "stop_strings": [], "disable_compile": True},  # switched off
+        {"output_attentions": False, "stop_strings": [], "disable_compile": True},  # switched off
     ],
 )
 def test_what_pipelines_add_does_no_harm(added: dict[str, Any]):
@@ -469,6 +469,7 @@ def test_arguments_in_a_generation_config(monkeypatch: pytest.MonkeyPatch):
         {"bad_words_ids": [[3]]},
         {"stop_strings": ["."]},
         {"output_scores": True},
+        {"forced_bos_token_id": 0},
     ],
 )
 def test_what_texts_alone_have_is_refused(own: TokenFlowForTextToImage, asked: dict[str, Any]):

@@ -236,6 +236,8 @@ def test_a_run_goes_on_from_a_checkpoint_of_another_until_it_has_its_own(recipe)
     assert not (recipe.parent / "run" / "checkpoint-2").exists()
     shutil.rmtree(given)
     assert steps(resume_from_checkpoint=str(given), max_steps=5) == [1, 2, 3, 4, 5]
+    own = {"resume_from_checkpoint": True, "output_dir": f"{recipe.parent}/new"}  # Trainer's word for its own last one
+    assert steps(**own, max_steps=1) == [1] and steps(**own, max_steps=2) == [1, 2]
 
 
 def test_a_number_holds_no_settings(recipe):

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import tarfile
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,13 @@ def test_what_is_taken_or_left_is_trained_on_whatever_the_readers(kind: str, par
         resumed.share_out(2, 1, 0)
         resumed.load_state_dict(json.loads(json.dumps(progress.state_dict())))
         assert [example["number"] for example in itertools.islice(resumed, 20 - count)] == undisturbed[count:]
+
+
+def test_what_is_bound_to_a_selection_is_not_copied(kind: str, tmp_path: Path):
+    lock = threading.Lock()
+    rows = datasets.load_dataset(**write_shards(tmp_path, kind, 2), split="train", streaming=True)
+    rows = rows.map(lambda row, held: row, fn_kwargs={"held": lock}).take(7)
+    assert len(examples_by_pass(ExampleStream(rows, read_number), 1)[0]) == 7
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 13, ROWS - 1, ROWS, ROWS + 7])

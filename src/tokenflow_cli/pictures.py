@@ -225,7 +225,7 @@ def cluster(
     """
     from transformers_tokenflow.commands.tokenizers import load_tokenizer
 
-    if output.suffix not in (".html", ".htm"):
+    if output.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"--output is a page, and ends in .html; got {output}")
     commands = load_commands("clustering")
     tokenizer = load_tokenizer(model, device, dtype.value)

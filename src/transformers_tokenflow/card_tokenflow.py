@@ -74,7 +74,8 @@ picture = pipe("a red apple").images[0]
 
 def task_of(config: PreTrainedConfig) -> str:
     """What a model of this package is for, in the Hub's words: one of `KINDS`."""
-    return TASKS[config.model_type]
+    types = (getattr(kind, "model_type", None) for kind in type(config).__mro__)  # also of a derived configuration
+    return next(TASKS[name] for name in types if name in TASKS)
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def refuse_other_settings(config: GenerationConfig) -> None:
     defaults = config._get_default_generation_params()
     others = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - known
     values = {name: getattr(config, name, None) for name in others}
-    if asked := sorted(name for name, value in values.items() if value and value != defaults.get(name)):
+    off = {name for name, value in values.items() if value is None or value is False or value == []}
+    if asked := sorted(name for name in others - off if values[name] != defaults.get(name)):
         raise ValueError(
             f"generate draws the scales of pictures, where {', '.join(asked)} mean nothing. For several pictures of a "
             "prompt pass num_images_per_prompt, for the best of several best_of"

@@ -123,6 +123,9 @@ class CodeWriter:
         """What `is_current` takes of each row of a file, after a check that it holds the same sort of codes."""
         file = open_codes(path)
         found = read_description(file) or {}
+        if NAMED_FROM in found and NAMED_FROM not in self.description:  # relative names stay in the output
+            self.description[NAMED_FROM] = found[NAMED_FROM]
+            self.schema = self.schema.with_metadata({METADATA_KEY: json.dumps(self.description)})
         differing = [
             f"{name} ({found.get(name)} there, {value} now)"
             for name, value in self.description.items()
@@ -133,7 +136,8 @@ class CodeWriter:
                 ", ".join(f"{field.name} ({field.type})" for field in s) for s in (file.schema_arrow, self.schema)
             ]
             what = ", ".join(differing) or f"its columns ({columns[0]} there, {columns[1]} now)"
-            raise CommandError(f"{path} can't be added to: {what} differ. Remove it or write elsewhere.")
+            hint = "If it was moved, put it back. " * (NAMED_FROM in what)
+            raise CommandError(f"{path} can't be added to: {what} differ. {hint}Remove it or write elsewhere.")
         time = path.stat().st_mtime_ns
         columns = ["path", *(name for name in self.schema.names if name not in COLUMNS.names)]
         for batch in read_in_batches(path, file, ROWS_PER_GROUP, columns):

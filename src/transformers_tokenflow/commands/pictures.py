@@ -222,7 +222,9 @@ def save_sheet(picture: Image.Image, path: Path) -> None:
 def refuse_other_pictures(path: Path) -> None:
     """Raise a CommandError where a file is that no command wrote, and that a picture would overwrite."""
     if path.exists() and not is_written_here(path):
-        raise CommandError(f"{path} is a picture of yours, and would be overwritten: write elsewhere")
+        raise CommandError(
+            f"{path} exists without the mark of tokenflow's pictures, and would be overwritten: write elsewhere"
+        )
 
 
 def is_written_here(path: Path) -> bool:

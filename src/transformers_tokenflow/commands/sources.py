@@ -28,6 +28,7 @@ logger = logging.get_logger(__name__)
 # The column that is always kept, where there is one: `imagefolder` calls captions so.
 TEXT = "text"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_NAMES = {"file_name", "image_file_name"}
 
 
 @dataclass
@@ -66,11 +67,13 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
                 raise CommandError(f"{table.column} can't be kept: the column has the pictures of {table.path}")
             note_types(types, {name: table.types[name] for name in names if name in table.types}, table.path)
             rows = (PictureRow(table, index, names) for index in range(table.num_rows))
-            pictures.update((os.path.abspath(row.name), row) for row in rows)
+            for row in rows:
+                pictures.setdefault(os.path.abspath(row.name), row)
         if path.suffix != ".parquet":
             folder = PictureFolder(path, names)
             files = (PictureFile(file, folder.known(file)) for file in find_pictures([path]))
-            pictures.update((os.path.abspath(file.name), file) for file in files)
+            for file in files:
+                pictures.setdefault(os.path.abspath(file.name), file)
             note_types(types, folder.types(), path)
             if is_kept and folder.is_forgotten():
                 columns = ", ".join(sorted(folder.columns))
@@ -123,7 +126,7 @@ class PictureFolder:
 
     def _read(self, folder: Path) -> dict[str, dict[str, Any]] | None:
         path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
-        if path is None:
+        if path is None or (path.suffix == ".parquet" and not names_pictures(path)):
             return None
         rows = {}
         for row in read_metadata(path):
@@ -175,8 +178,14 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "image_file_name" in row:
             row.setdefault("file_name", row.pop("image_file_name"))
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise CommandError(f"every row of {path} needs a file_name; got {row!r}")
+            raise CommandError(f"every row of {path} needs a file_name; got {row!r:.200}")
     return rows
+
+
+def names_pictures(path: Path) -> bool:
+    """Whether a parquet file is a folder's metadata, and no table of pictures or of something else."""
+    with open_table(path) as file:
+        return not FILE_NAMES.isdisjoint(file.schema_arrow.names)
 
 
 def read_csv(text: str) -> list[dict[str, Any]]:
@@ -184,7 +193,7 @@ def read_csv(text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows = []
     for row in reader:
-        if None in row:
+        if any(row.pop(None, ())):
             raise ValueError(f"line {reader.line_num} has more cells than the header; put texts with commas in quotes")
         rows.append(row)
     return rows

@@ -161,6 +161,8 @@ def first_checkpoint(args: CommonTrainingArguments) -> str | None:
     if checkpoint := last_checkpoint(args.output_dir):
         return checkpoint
     given = args.resume_from_checkpoint
+    if given is True:  # Trainer's word for its own last one
+        return None
     if given and not is_whole(Path(str(given))):
         raise ValueError(f"resume_from_checkpoint is the folder of a checkpoint that was written whole; got {given!r}")
     return given or None

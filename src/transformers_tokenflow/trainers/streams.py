@@ -155,7 +155,9 @@ class ExampleStream(IterableDataset):
 
     def _open_shard(self, number: int) -> datasets.IterableDataset:
         # Of concatenated streams, `shard` divides each, even where one shard is asked for.
-        return deepcopy(self.dataset) if self.is_selection else self.dataset.shard(self.num_shards, number)
+        if self.is_selection:
+            return deepcopy(self.dataset, shared_parts(self.dataset._ex_iterable))
+        return self.dataset.shard(self.num_shards, number)
 
     # ---- Reading ----
 
@@ -249,8 +251,24 @@ class ExampleStream(IterableDataset):
 
 def selects_by_number(rows: Any) -> bool:
     """Whether `take` or `skip` is part of a stream: of its shards, `datasets` would take, or skip, other rows."""
-    sources = [*getattr(rows, "ex_iterables", ()), *filter(None, [getattr(rows, "ex_iterable", None)])]
-    return isinstance(rows, TakeExamplesIterable | SkipExamplesIterable) or any(map(selects_by_number, sources))
+    is_selection = isinstance(rows, TakeExamplesIterable | SkipExamplesIterable)
+    return is_selection or any(map(selects_by_number, sources_of(rows)))
+
+
+def sources_of(rows: Any) -> list[Any]:
+    """What a part of a stream reads."""
+    return [*getattr(rows, "ex_iterables", ()), *filter(None, [getattr(rows, "ex_iterable", None)])]
+
+
+def shared_parts(rows: Any) -> dict[int, Any]:
+    """For `deepcopy`: a stream's functions and data, which may be large or hold what can't be copied."""
+    parts = [getattr(rows, name, None) for name in ("function", "generate_examples_fn")]
+    for name in ("kwargs", "fn_kwargs"):
+        parts += (getattr(rows, name, None) or {}).values()
+    shared = {id(part): part for part in parts if part is not None}
+    for source in sources_of(rows):
+        shared |= shared_parts(source)
+    return shared
 
 
 def new_task(readers: int, reader: int, number: int, last: int | None) -> dict[str, Any]:
