@@ -172,12 +172,10 @@ def draw_prompts(
 def draw_steps(drawn: Sequence[Drawn], painter: TextToImagePipeline) -> Image.Image:
     """A sheet of pictures, a row for each: what the first scale gives, the first two, and so on."""
     scales = painter.model.tokenizer.config.scales
+    lengths = prefix_lengths(scales)
     rows = []
     for item in drawn:
-        pictures = [
-            *(painter.decode(item.codes[:, :length])[0] for length in prefix_lengths(scales)[:-1]),
-            item.picture,
-        ]
+        pictures = [*(painter.decode(item.codes[:, :length])[0] for length in lengths[:-1]), item.picture]
         captions = [item.prompt, *[""] * (len(scales) - 1)]
         rows.append(list(zip(pictures, captions, strict=True)))
     return draw_rows(rows, prefix_headings(scales), caption_lines=2)
