@@ -685,6 +685,16 @@ def test_callbacks_get_the_codes_so_far():
         assert torch.equal(codes, output.codes[:, :length])
 
 
+def test_callbacks_may_end_the_drawing():
+    seen = []
+    output = draw(callback_on_scale_end=lambda index, codes: seen.append(codes) or index != 1)
+    assert [codes.shape[1] for codes in seen] == [1, 5]
+    assert torch.equal(output.codes, draw().codes[:, :5])
+    assert [part.shape[1:] for part in output.codes_per_scale] == [(1, 1), (2, 2)]
+    best = draw(best_of=2, scorer=lambda features, index: features.mean((1, 2)), callback_on_scale_end=lambda *_: False)
+    assert best.codes.shape == (2, 1) and best.scores.shape == (2,)
+
+
 def test_kept_scales_are_shown_too():
     put, calls = [], []
     codes = some_codes()

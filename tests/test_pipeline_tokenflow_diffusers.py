@@ -140,6 +140,20 @@ class TestCallbacks:
         assert pipe.decode(seen[0][2]["codes"])[0].size == (32, 32)
         assert pipe.num_timesteps == 3
 
+    @pytest.mark.parametrize("name", ["callback_on_step_end", "callback_on_scale_end"])
+    def test_callbacks_may_end_the_drawing(self, pipe, name):
+        def end_by_attribute(pipe, index, side, tensors):
+            pipe._interrupt = index == 1
+
+        ends = {"callback_on_step_end": end_by_attribute, "callback_on_scale_end": lambda index, codes: index != 1}
+        whole = draw(pipe, "sun")
+        assert not pipe.interrupt
+        assert torch.equal(draw(pipe, "sun", **{name: ends[name]}), whole[:, :5])
+        assert pipe.interrupt
+        (picture,) = draw(pipe, "sun", output_type="pil", **{name: ends[name]})
+        assert picture.tobytes() == pipe.decode(whole[:, :5])[0].tobytes()
+        assert torch.equal(draw(pipe, "sun"), whole)
+
     def test_callbacks_of_diffusers(self, pipe):
         seen = []
 

@@ -74,6 +74,7 @@ class TokenFlowPipeline(DiffusionPipeline):
     # The folder's index names no place for them: `register_to_config` loads those that were not passed.
     _optional_components = ["model", "processor"]
     _callback_tensor_inputs = ["codes", "pixel_values"]
+    _interrupt = False
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         super().__init__()
@@ -98,7 +99,7 @@ class TokenFlowPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = ("codes",),
-        callback_on_scale_end: Callable[[int, torch.Tensor], None] | None = None,
+        callback_on_scale_end: Callable[[int, torch.Tensor], Any] | None = None,
         **kwargs: Any,
     ) -> ImagePipelineOutput | tuple:
         """
@@ -118,11 +119,12 @@ class TokenFlowPipeline(DiffusionPipeline):
             output_type: "pil", "np" (N, H, W, 3) and "pt" (N, 3, H, W) in [0, 1], or "latent" for codes (N, L).
             return_dict: False gives a tuple of the pictures.
             callback_on_step_end: called after every scale with the pipeline, the scale's index, its side and the
-                tensors that are asked for, also one of diffusers' `PipelineCallback`. It looks on: what it returns
-                changes nothing.
+                tensors that are asked for, also one of diffusers' `PipelineCallback`. What it returns changes nothing;
+                where it sets the pipeline's `_interrupt`, drawing ends with that scale.
             callback_on_step_end_tensor_inputs: of `codes`, all so far (N, length), which `decode` makes pictures of,
                 and `pixel_values`, what they decode to, (N, 3, H, W).
-            callback_on_scale_end: the same as `generate` has it: called with the scale's index and the codes.
+            callback_on_scale_end: the same as `generate` has it: called with the scale's index and the codes; returns
+                False to end drawing there.
             kwargs: further arguments of the model's `generate`: `top_k`, `top_p`, `temperature`, `best_of`,
                 `prune_at`, `seed`, ...
 
@@ -147,15 +149,17 @@ class TokenFlowPipeline(DiffusionPipeline):
             texts = [prompt] if isinstance(prompt, str) else list(prompt)
             kwargs["scorer"] = lambda features, index: scorer(features, [texts[i] for i in index.tolist()])
         scales = self.model.tokenizer.config.scales
+        self._interrupt = False
         with self.progress_bar(total=len(scales)) as bar:
 
-            def on_scale_end(index: int, prefix: torch.Tensor) -> None:
+            def on_scale_end(index: int, prefix: torch.Tensor) -> bool:
                 bar.update()
-                if callback_on_scale_end is not None:
-                    callback_on_scale_end(index, prefix)
+                if callback_on_scale_end is not None and callback_on_scale_end(index, prefix) is False:
+                    self._interrupt = True
                 if callback_on_step_end is not None:
                     tensors = self._callback_tensors(prefix, tensor_inputs)
                     callback_on_step_end(self, index, scales[index], tensors)
+                return not self._interrupt
 
             codes = self.model.generate(
                 **inputs,
@@ -186,6 +190,11 @@ class TokenFlowPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of scales, each of which is a step."""
         return len(self.model.tokenizer.config.scales)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has ended the last drawing early."""
+        return self._interrupt
 
     def _check(
         self, output_type: str, tensor_inputs: Sequence[str], image: Any, codes: Any, keep_scales: int | None, mask: Any

@@ -131,7 +131,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         cache_implementation: str | None = None,
         output_logits: bool | None = None,
         streamer: BaseStreamer | None = None,
-        callback_on_scale_end: Callable[[int, torch.Tensor], None] | None = None,
+        callback_on_scale_end: Callable[[int, torch.Tensor], Any] | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> NextScaleGenerationOutput:
@@ -175,7 +175,8 @@ class NextScaleGenerationMixin(GenerationMixin):
             output_logits: whether to return the scores of every pass.
             streamer: its `put` gets the codes (N, tokens) of every pass.
             callback_on_scale_end: called after every scale with its index and all codes so far, (N, length), which
-                `tokenizer.decode` takes.
+                `tokenizer.decode` takes. Where it returns False, drawing ends with that scale, and these codes are what
+                is returned.
             generation_config: settings that are not given as arguments.
             kwargs: what transformers' pipelines add for texts, such as `max_new_tokens`, which changes nothing.
 
@@ -232,8 +233,8 @@ class NextScaleGenerationMixin(GenerationMixin):
                 keep = self._best(drawing, scorer, num_prompts * num_images_per_prompt, halve=True)[0]
                 drawing.select(keep)
                 all_logits = [part[keep] for part in all_logits]
-            if callback_on_scale_end is not None:
-                callback_on_scale_end(index, drawing.prefix)
+            if callback_on_scale_end is not None and callback_on_scale_end(index, drawing.prefix) is False:
+                break
         if streamer is not None:
             streamer.end()
         return self._finish(drawing, scorer if best_of > 1 else None, num_prompts * num_images_per_prompt, all_logits)
