@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -143,10 +142,6 @@ class BaseTrainer(StreamTrainer):
         """Modules of the model that every process holds whole where FSDP shards the rest."""
         return []
 
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """What is evaluated of a dataset, a dataset's name, or None: of rows, where a trainer takes these, examples."""
-        return dataset
-
     def is_generating(self) -> bool:
         """Whether this process generates what is logged: the main one, but of divided weights all have a part."""
         return self.is_world_process_zero() or self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -253,14 +248,6 @@ class BaseTrainer(StreamTrainer):
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation ----
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As Trainer's, of anything that the trainer can be made with."""
-        return super().get_eval_dataloader(self._evaluation_examples(eval_dataset))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As Trainer's, of anything that the trainer can be made with."""
-        return super().get_test_dataloader(self._evaluation_examples(test_dataset))
 
     def _evaluated_model(self) -> Any:
         """The bare model in its mode for evaluation, on the device, where FSDP and DeepSpeed bring it in training."""

@@ -36,7 +36,6 @@ DRAWN_BY_TRAINER = {
     "num_images_per_prompt",
     "kwargs",
 }
-PLAIN = CaptionTransform(train=False)
 
 
 class TextToImageTrainer(BaseTrainer):
@@ -83,30 +82,25 @@ class TextToImageTrainer(BaseTrainer):
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
         trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
-        varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._examples(part, PLAIN, args.seed) for name, part in eval_dataset.items()}
         kwargs.setdefault("data_collator", TextToImageCollator(processing_class, end_ids))
         super().__init__(
             model=trained,
             args=args,
-            train_dataset=self._examples(train_dataset, varied, args.seed),
-            eval_dataset=self._examples(eval_dataset, PLAIN, args.seed),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         self._drawn_at: int | None = None
         self.model_accepts_loss_kwargs = True  # the model does not, but `compute_loss` takes the number of pictures
 
-    def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
         """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
         is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-        is_raw = is_table and "text" in column_names(dataset)
-        return captioned(dataset, self.tokenizer_config, captions, seed=seed) if is_raw else dataset
-
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        return self._examples(dataset, PLAIN, self.args.seed)
+        if not is_table or "text" not in column_names(dataset):
+            return dataset
+        captions = CaptionTransform(self.args.text_dropout, self.args.first_sentence_probability, train)
+        return captioned(dataset, self.tokenizer_config, captions, seed=self.args.seed)
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""

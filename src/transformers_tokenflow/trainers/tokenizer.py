@@ -67,12 +67,6 @@ class TokenFlowTrainer(BaseTrainer):
             raise ValueError(
                 "adaptive_adversarial_weight needs the gradient of pixel_decoder.conv_out, which is frozen"
             )
-        common = model.config.image_size, args.seed
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
-        else:
-            eval_dataset = as_examples(eval_dataset, *common)
-        train_dataset = as_examples(train_dataset, *common, train=True)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         check_tokenizer_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         model.quantizer.mean_assignment = mean_over_processes  # type: ignore[method-assign, assignment]
@@ -82,9 +76,13 @@ class TokenFlowTrainer(BaseTrainer):
         self._codes_logged = torch.zeros_like(self.codes_used)
         self._pictures: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        return as_examples(dataset, self.accelerator.unwrap_model(self.model).config.image_size, self.args.seed)
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
+        """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
+        names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
+        if "image" not in names or "pixel_values" in names:
+            return dataset
+        size = self.accelerator.unwrap_model(self.model).config.image_size
+        return pictures_of(dataset, PictureTransform(size, train), self.args.seed)
 
     # ---- Setting up ----
 
@@ -284,10 +282,3 @@ class TokenFlowTrainer(BaseTrainer):
         state = super().load_extra_state(checkpoint)
         self.codes_used.copy_(state["codes_used"])
         return state
-
-
-def as_examples(dataset: Any, size: int, seed: int, train: bool = False) -> Any:
-    """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
-    names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
-    is_raw = "image" in names and "pixel_values" not in names
-    return pictures_of(dataset, PictureTransform(size, train), seed) if is_raw else dataset

@@ -62,15 +62,6 @@ class UnderstandingTrainer(BaseTrainer):
             raise ValueError("UnderstandingTrainer needs processing_class, the processor with the chat template")
         trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
-        common = processing_class, model.config, args
-        with args.main_process_first(desc="tokenising conversations"):
-            train_dataset = as_examples(train_dataset, *common, shuffle_buffer=SHUFFLE_BUFFER)
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
-            else:
-                eval_dataset = as_examples(eval_dataset, *common)
-        if args.packing:
-            train_dataset = pack_dataset(train_dataset, model, args)
         kwargs.setdefault("data_collator", ConversationCollator(processing_class.tokenizer.pad_token_id))
         super().__init__(
             model=trained,
@@ -81,10 +72,17 @@ class UnderstandingTrainer(BaseTrainer):
             **kwargs,
         )
 
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        with self.args.main_process_first(desc="tokenising conversations"):
-            return as_examples(dataset, self.processing_class, self.bare_model().config, self.args)
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
+        """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
+        args, model, processor = self.args, self.bare_model(), self.processing_class
+        is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+        if is_table and "input_ids" not in column_names(dataset):
+            turns, buffer = args.turns_per_conversation, SHUFFLE_BUFFER if train else 0
+            with args.main_process_first(desc="tokenising conversations"):
+                dataset = conversations(
+                    dataset, processor, model.config, args.max_length, turns, args.seed, shuffle_buffer=buffer
+                )
+        return pack_dataset(dataset, model, args) if train and args.packing else dataset
 
     def averaged_part(self) -> nn.Module:
         """The trained parameters: the frozen tokenizer would cost memory and time."""
@@ -266,17 +264,6 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
-
-
-def as_examples(
-    dataset: Any, processor: Any, config: Any, args: UnderstandingTrainingArguments, shuffle_buffer: int = 0
-) -> Any:
-    """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
-    is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-    if not is_table or "input_ids" in column_names(dataset):
-        return dataset
-    turns, options = args.turns_per_conversation, {"seed": args.seed, "shuffle_buffer": shuffle_buffer}
-    return conversations(dataset, processor, config, args.max_length, turns, **options)
 
 
 def pack_dataset(dataset: Any, model: Any, args: UnderstandingTrainingArguments) -> PackedDataset:
