@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import CONFIG_NAME, logging
 
 from ..commands import one_line
@@ -248,6 +248,26 @@ class BaseTrainer(StreamTrainer):
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation ----
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As Trainer's, of what `_measure_all` measures, with averaged weights and without predictions."""
+        model = self._evaluated_model()
+        with self.averaged_weights():
+            measures, count = self._measure_all(model, dataloader, metric_key_prefix)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
+        """What an evaluation measures, by name, and of how many examples; it logs examples under the prefix."""
+        raise NotImplementedError
 
     def _evaluated_model(self) -> Any:
         """The bare model in its mode for evaluation, on the device, where FSDP and DeepSpeed bring it in training."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
-from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+from transformers.trainer_utils import unwrap_peft_model
 
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
 from ..quantization_tokenflow import prefix_lengths
@@ -204,39 +204,28 @@ class TextToImageTrainer(BaseTrainer):
 
     # ---- Evaluation ----
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
-        Loss and what `measure` gives, means over pictures, and sample pictures, with averaged weights.
+        Loss and what `measure` gives, means over pictures, and sample pictures.
 
         Where several processes share a last batch that is not full, the loss, which is a mean over batches, counts the
         pictures that fill it up; the measures do not.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        with self.averaged_weights():
-            for batch in dataloader:
-                inputs = self._with_labels(self._prepare_inputs(batch))
-                with self.accelerator.autocast():
-                    output = model(**inputs)
-                values = self.measure(output.logits, inputs["labels"])
-                values["loss"] = output.loss.repeat(len(inputs["labels"]))
-                values = self.accelerator.gather_for_metrics(values)
-                count += len(values["loss"])
-                for name, value in values.items():
-                    sums[name] += value.sum().item()
-            self._draw_samples(metric_key_prefix)
+        for batch in dataloader:
+            inputs = self._with_labels(self._prepare_inputs(batch))
+            with self.accelerator.autocast():
+                output = model(**inputs)
+            values = self.measure(output.logits, inputs["labels"])
+            values["loss"] = output.loss.repeat(len(inputs["labels"]))
+            values = self.accelerator.gather_for_metrics(values)
+            count += len(values["loss"])
+            for name, value in values.items():
+                sums[name] += value.sum().item()
+        self._draw_samples(prefix)
         check_evaluated(count)
-        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return {name: total / count for name, total in sums.items()}, count
 
     def _draw_samples(self, prefix: str) -> None:
         """Log pictures of the prompts, once a step, however many datasets are evaluated."""

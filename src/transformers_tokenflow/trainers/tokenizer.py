@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation.measures import psnr
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
@@ -216,47 +215,37 @@ class TokenFlowTrainer(BaseTrainer):
             self._codes_logged.zero_()
         super().log(logs, *args, **kwargs)
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
-        Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation, with averaged weights.
+        Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation.
 
         Where several processes share a last batch that is not full, the losses, which are means over batches, count
         the pictures that fill it up, as all metrics do of a stream.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
         count, pictures = 0, None
-        with self.averaged_weights():
-            for batch in dataloader:
-                pixel_values = self._prepare_inputs(batch)["pixel_values"]
-                with self.accelerator.autocast():
-                    losses, output = self.objective.losses(model, pixel_values)
-                losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
-                real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
-                ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
-                for name, value in losses.items():
-                    sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
-                sums["psnr"] += ratios.sum().item()
-                count += len(codes)
-                used[codes.flatten()] = True
-                pictures = pictures or (real, fake)
+        for batch in dataloader:
+            pixel_values = self._prepare_inputs(batch)["pixel_values"]
+            with self.accelerator.autocast():
+                losses, output = self.objective.losses(model, pixel_values)
+            losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
+            real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
+            ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
+            for name, value in losses.items():
+                sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
+            sums["psnr"] += ratios.sum().item()
+            count += len(codes)
+            used[codes.flatten()] = True
+            pictures = pictures or (real, fake)
         check_evaluated(count)
-        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
-        metrics[f"{metric_key_prefix}_codebook_utilization"] = used.float().mean().item()
-        if pictures is not None and self.args.logged_pictures > 0 and self.is_world_process_zero():
+        measures = {name: total / count for name, total in sums.items()}
+        measures["codebook_utilization"] = used.float().mean().item()
+        if self.args.logged_pictures > 0 and self.is_world_process_zero():
             picture = comparison(*pictures, self.args.logged_pictures)
             folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
-            log_picture(f"{metric_key_prefix}_reconstruction", picture, self.state.global_step, folder, callbacks)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+            log_picture(f"{prefix}_reconstruction", picture, self.state.global_step, folder, callbacks)
+        return measures, count
 
     # ---- Saving and resuming ----
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
+from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
@@ -174,38 +174,28 @@ class UnderstandingTrainer(BaseTrainer):
 
     # ---- Evaluation ----
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
         `loss` and `token_accuracy`, means over the tokens of answers, and `answer_accuracy`, the share of conversations
-        all of whose answers' tokens are predicted right; with averaged weights. Some answers are logged.
+        all of whose answers' tokens are predicted right. Some answers are logged.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        with self.averaged_weights():
-            for batch in dataloader:
-                values = self.accelerator.gather_for_metrics(self.measure(model, self._prepare_inputs(batch)))
-                count += len(values["tokens"])
-                for name, value in values.items():
-                    sums[name] += value.sum().item()
-            self._log_answers(dataloader.dataset, metric_key_prefix)
+        for batch in dataloader:
+            values = self.accelerator.gather_for_metrics(self.measure(model, self._prepare_inputs(batch)))
+            count += len(values["tokens"])
+            for name, value in values.items():
+                sums[name] += value.sum().item()
+        self._log_answers(dataloader.dataset, prefix)
         check_evaluated(count)
         if sums["tokens"] == 0:
             raise ValueError("nothing to evaluate: the dataset has no token of an answer, that is a label but -100")
-        metrics = {
-            f"{metric_key_prefix}_loss": sums["loss"] / sums["tokens"],
-            f"{metric_key_prefix}_token_accuracy": sums["right"] / sums["tokens"],
-            f"{metric_key_prefix}_answer_accuracy": sums["all_right"] / count,
+        measures = {
+            "loss": sums["loss"] / sums["tokens"],
+            "token_accuracy": sums["right"] / sums["tokens"],
+            "answer_accuracy": sums["all_right"] / count,
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return measures, count
 
     def measure(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of each conversation (B,): the sum of losses, how many tokens there are, how many right, whether all."""
