@@ -134,9 +134,8 @@ class BaseTrainer(StreamTrainer):
             self.averaged = AveragedWeights(self.averaged_part(), self.args.ema_decay)
 
     def averaged_part(self) -> nn.Module:
-        """What the averaged weights are an average of: a module that shares its parameters with the model."""
-        model = self.accelerator.unwrap_model(self.model)
-        return trained_parameters(model) if self.is_fsdp_enabled else model  # a sharded model can't be copied
+        """What the averaged weights are an average of: trained parameters, since frozen ones cost memory and time."""
+        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """Modules of the model that every process holds whole where FSDP shards the rest."""

@@ -20,7 +20,7 @@ from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .data import column_names
-from .parameters import adapt, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable
 from .pictures import log_picture
 from .sharding import check_encoding
 
@@ -101,10 +101,6 @@ class TextToImageTrainer(BaseTrainer):
             return dataset
         captions = CaptionTransform(self.args.text_dropout, self.args.first_sentence_probability, train)
         return captioned(dataset, self.tokenizer_config, captions, seed=self.args.seed)
-
-    def averaged_part(self) -> nn.Module:
-        """The trained parameters: the frozen tokenizer would cost memory and time."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""

@@ -249,6 +249,10 @@ class TokenFlowTrainer(BaseTrainer):
 
     # ---- Saving and resuming ----
 
+    def averaged_part(self) -> nn.Module:
+        """The whole model, but for one that is sharded, which can't be copied."""
+        return super().averaged_part() if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
+
     def replicated_modules(self) -> list[nn.Module]:
         """The codebook, which is small, searched in full precision, and moved entry by entry."""
         return [self.accelerator.unwrap_model(self.model).quantizer.codebook]

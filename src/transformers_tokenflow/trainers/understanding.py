@@ -20,7 +20,7 @@ from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
-from .parameters import adapt, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable
 from .pictures import log_text
 from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
@@ -83,10 +83,6 @@ class UnderstandingTrainer(BaseTrainer):
                     dataset, processor, model.config, args.max_length, turns, args.seed, shuffle_buffer=buffer
                 )
         return pack_dataset(dataset, model, args) if train and args.packing else dataset
-
-    def averaged_part(self) -> nn.Module:
-        """The trained parameters: the frozen tokenizer would cost memory and time."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
