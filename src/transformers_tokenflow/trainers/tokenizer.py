@@ -145,7 +145,9 @@ class TokenFlowTrainer(BaseTrainer):
         loss = self.objective.weigh(losses, self.accelerator.unwrap_model(model).pixel_decoder.conv_out.weight)
         if model.training:
             self.loss_parts = {name: part.detach() for name, part in losses.items()}
-            self._record(losses, output.codes)
+            self.record(losses)
+            for used in (self.codes_used, self._codes_logged):
+                used[output.codes.flatten()] = True
             self._pictures = (pixel_values, output.pixel_values.detach())
         return (loss, output) if return_outputs else loss
 
@@ -154,7 +156,7 @@ class TokenFlowTrainer(BaseTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.is_adversarial:
             weight = self.args.adversarial_weight / self.current_gradient_accumulation_steps
-            self._record({"discriminator_loss": self.adversary.backward(self._pictures[0], self._pictures[1], weight)})
+            self.record({"discriminator_loss": self.adversary.backward(self._pictures[0], self._pictures[1], weight)})
         return loss
 
     def after_optimizer_step(self) -> None:
@@ -200,13 +202,6 @@ class TokenFlowTrainer(BaseTrainer):
         return self.accelerator.reduce(used.int(), "sum") > 0
 
     # ---- Logging and evaluation ----
-
-    @torch.no_grad()
-    def _record(self, losses: dict[str, torch.Tensor], codes: torch.Tensor | None = None) -> None:
-        self.record(losses)
-        if codes is not None:
-            self.codes_used[codes.flatten()] = True
-            self._codes_logged[codes.flatten()] = True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds every loss by name and the share of the codebook used since the last log."""
