@@ -163,13 +163,11 @@ class ExampleStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Row]:
         worker = get_worker_info()
-        if worker is None:
-            self._reader = self.process * self.workers
-        else:
+        if worker is not None:
             if worker.num_workers != self.workers:  # a loader of its own, such as an evaluation's
                 self.share_out(self.processes, self.process, worker.num_workers)
-            self._reader = self.process * self.workers + worker.id
             fsspec.asyn.reset_lock()  # a lock that was held when the worker was forked would be held for ever
+        self._reader = self.own_readers[worker.id if worker is not None else 0]
         self._progress = deepcopy(self.starts[self._reader])
         tasks = self._progress["tasks"]
         while tasks:
