@@ -89,6 +89,8 @@ class BaseTrainer(StreamTrainer):
         ValueError: a setting names a part that the model does not have, or would be ignored.
     """
 
+    optimizer: Any
+
     # Settings that would be ignored, or mean something else.
     refused_settings: tuple[str, ...] = (
         "bf16_full_eval",
@@ -199,30 +201,26 @@ class BaseTrainer(StreamTrainer):
         Raises:
             ValueError: it is none that takes groups of parameters, or two are named.
         """
-        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        if optimizer is None:
-            args, optimized = self.args, self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(optimized))
-            given = self.optimizer_cls_and_kwargs
-            if given and args.muon:
-                raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
-            optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
-            is_factory = not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer))
-            if is_factory or OWN_PARAMETERS & options.keys():
-                raise ValueError(
-                    f"{optimizer_class} chooses its parameters itself: take one that is given groups of them"
-                )
-            rate = options.get("lr", args.learning_rate)
-            whole = self.replicated_modules() if self.is_fsdp_enabled else []
-            apart = {parameter for module in whole for parameter in module.parameters()}
-            groups = parameter_groups(
-                optimized, rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart
-            )
-            if args.muon:
-                options = {name: value for name, value in options.items() if name in ("betas", "eps")}
-                self.optimizer = MuonWithAdamW(groups, layer_matrices(optimized), **options)
-            else:
-                self.optimizer = optimizer_class(groups, **options)
+        if self.optimizer is not None:
+            return self.optimizer
+        args, optimized = self.args, self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(optimized))
+        given = self.optimizer_cls_and_kwargs
+        if given and args.muon:
+            raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
+        optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
+        is_factory = not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer))
+        if is_factory or OWN_PARAMETERS & options.keys():
+            raise ValueError(f"{optimizer_class} chooses its parameters itself: take one that is given groups of them")
+        rate = options.get("lr", args.learning_rate)
+        whole = self.replicated_modules() if self.is_fsdp_enabled else []
+        apart = {parameter for module in whole for parameter in module.parameters()}
+        groups = parameter_groups(optimized, rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart)
+        if args.muon:
+            options = {name: value for name, value in options.items() if name in ("betas", "eps")}
+            self.optimizer = MuonWithAdamW(groups, layer_matrices(optimized), **options)
+        else:
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def is_measured(self) -> bool:
