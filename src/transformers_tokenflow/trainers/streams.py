@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 MAX_SHARDS = 1024
 # Rows among which is shuffled, where nothing else is asked for.
 SHUFFLE_BUFFER = 1000
+# Where a pass is read from, see `Share.place`, and how many rows of the block there have been given.
+BEGINNING = {"unit": 0, "row": 0, "state": None, "given": 0}
 
 Row = dict[str, Any]
 MakeExample = Callable[[Row, random.Random], Row]
@@ -195,7 +197,7 @@ class ExampleStream(IterableDataset):
                     raise ValueError(f"row {row} of shard {shard}: {error}") from error
                 is_barren = False
                 yield example
-            task.update(new_task(task["readers"], task["reader"], task["pass"] + 1, task["last"]))
+            task.update({**BEGINNING, "pass": task["pass"] + 1})
             barren = barren + 1 if is_barren else 0
             if self.train and barren > task["readers"]:
                 raise ValueError(f"the stream has no row that could be used{f', such as {reason}' if reason else ''}")
@@ -271,16 +273,7 @@ def shared_parts(rows: Any) -> dict[int, Any]:
 
 def new_task(readers: int, reader: int, number: int, last: int | None) -> dict[str, Any]:
     """To read what of passes from `number` on, to `last` if there is one, is the share of one of so many readers."""
-    return {
-        "readers": readers,
-        "reader": reader,
-        "pass": number,
-        "last": last,
-        "unit": 0,
-        "row": 0,
-        "state": None,
-        "given": 0,
-    }
+    return {"readers": readers, "reader": reader, "pass": number, "last": last, **BEGINNING}
 
 
 def new_reader(readers: int, reader: int, number: int, last: int | None = None) -> dict[str, Any]:
