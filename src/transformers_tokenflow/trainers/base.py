@@ -376,7 +376,7 @@ class BaseTrainer(StreamTrainer):
 
     def load_extra_state(self, checkpoint: str) -> dict[str, Any]:
         """Load what `extra_state` gave, and return it."""
-        state = load_extra_state(checkpoint)
+        state = read_extra_state(checkpoint)
         self.start_averaging()
         for name, part in self.stateful_parts().items():
             if name in state:
@@ -388,7 +388,7 @@ class BaseTrainer(StreamTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.averaged is not None:
-            self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
+            self.averaged.load_state_dict(read_extra_state(self.state.best_model_checkpoint)["averaged"])
 
 
 def check_evaluated(count: int) -> None:
@@ -427,7 +427,7 @@ def different_fields(one: dict[str, Any], other: dict[str, Any], prefix: str = "
     return names
 
 
-def load_extra_state(checkpoint: str) -> dict[str, Any]:
+def read_extra_state(checkpoint: str) -> dict[str, Any]:
     """
     What [`BaseTrainer`] adds to a checkpoint, on the CPU.
 

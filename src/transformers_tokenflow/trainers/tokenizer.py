@@ -14,7 +14,7 @@ from torch import nn
 from ..evaluation.measures import psnr
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
-from .base import BaseTrainer, check_evaluated, load_extra_state
+from .base import BaseTrainer, check_evaluated, read_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
 from .data import PictureTransform, column_names, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
@@ -89,7 +89,7 @@ class TokenFlowTrainer(BaseTrainer):
         args = self.args
         discriminator = PatchDiscriminator(args.discriminator_channels, args.discriminator_num_layers)
         if args.discriminator_from is not None:
-            state = load_extra_state(args.discriminator_from)
+            state = read_extra_state(args.discriminator_from)
             if "discriminator" not in state:
                 raise ValueError(f"the checkpoint {args.discriminator_from} was trained without a discriminator")
             discriminator.load_state_dict(state["discriminator"])
