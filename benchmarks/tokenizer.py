@@ -56,15 +56,14 @@ def benchmark_quantizer(repeats: int) -> list[dict[str, Any]]:
         ours, naive = partial(quantizer, features), partial(naive_quantize, features, *tables, scales)
         same = (ours().codes == naive()[1]).float().mean().item()
         durations = interleaved({"ours": ours, "naive": naive}, repeats)
-        memory = {"ours": peak_memory(ours), "naive": peak_memory(naive)}
         rows.append(
             {
                 "pixels": size,
                 "tokens": BATCH * sum(scale**2 for scale in scales),
                 "ours_seconds": durations["ours"],
                 "naive_seconds": durations["naive"],
-                "ours_bytes": memory["ours"],
-                "naive_bytes": memory["naive"],
+                "ours_bytes": peak_memory(ours),
+                "naive_bytes": peak_memory(naive),
                 "same_codes": same,
             }
         )

@@ -79,9 +79,9 @@ class Case:
         return model.generate(self.input_ids, attention_mask=mask, **inputs, **options)
 
 
-def make_twin(config: TokenFlowUnderstandingConfig, num_layers: int | None = None, seed: int = 0) -> PreTrainedModel:
+def make_twin(config: TokenFlowUnderstandingConfig, num_layers: int | None = None) -> PreTrainedModel:
     """A LLaVA with our semantic encoder, or one of other depth, as its tower, and the same language model."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     tower: Any = copy.deepcopy(config.tokenizer_config.semantic_config)
     tower.num_hidden_layers = tower.num_hidden_layers if num_layers is None else num_layers
     # CLIP's class token is no place of its own in the sequence.

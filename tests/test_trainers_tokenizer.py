@@ -154,8 +154,7 @@ def test_discriminator_waits_for_its_start(tmp_path):
 def test_codebook_utilization_is_the_share_of_entries_used(tmp_path):
     trainer = tiny_trainer(tmp_path, max_steps=1)
     seen = []
-    record = trainer._record
-    trainer._record = lambda losses, codes=None: (record(losses, codes), seen.append(codes))
+    trainer.model.register_forward_hook(lambda model, inputs, output: seen.append(output.codes))
     trainer.train()
     assert logged(trainer)[0]["codebook_utilization"] == pytest.approx(len(seen[0].unique()) / 48)
 

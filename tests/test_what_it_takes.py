@@ -90,7 +90,7 @@ def test_hours_and_memory():
 
 def test_the_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cost = Cost(3 * 10**12, 10**12, 10**9, 10**9, 10**8)
-    jobs = [Job("one", lambda: cost, 312 * 3600, 256, 4, "some"), Job("two", lambda: cost, 1e6, 8, 4, "other", True)]
+    jobs = [Job("one", lambda: cost, 312 * 3600, 4, "some"), Job("two", lambda: cost, 1e6, 4, "other", True)]
     monkeypatch.setattr(what_it_takes, "paper_jobs", lambda: jobs)
     app = what_it_takes.typer.Typer()
     app.command()(what_it_takes.main)

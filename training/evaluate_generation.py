@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from training.evaluate_teacher import image_features
 from training.prepare_sources import EMOJI_STYLES, hash_fraction
-from training.train_teacher import as_input
+from training.train_teacher import as_input, pictures
 from transformers_tokenflow.commands.generation import load_painter
 from transformers_tokenflow.evaluation.generation import agreement, draw, embed_texts
 from transformers_tokenflow.scoring import OpenClipScorer
@@ -130,9 +130,7 @@ def nearest_distances(pictures: Tensor, known: Tensor) -> Tensor:
 
 def copies(painter: Painter, names: list[str], train: Dataset, heldout: Dataset) -> dict[str, Any]:
     """How near generated pictures are to training ones, beside held-out real ones and what the tokenizer loses."""
-    known, unseen = (
-        as_input(torch.from_numpy(np.stack([np.asarray(i) for i in rows["image"]]))) for rows in (train, heldout)
-    )
+    known, unseen = (as_input(pictures(rows)) for rows in (train, heldout))
     tokenizer = painter.model.tokenizer
     with torch.no_grad():
         reconstructed = torch.cat(

@@ -8,28 +8,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import open_clip
 import torch
 import typer
 from datasets import Dataset, load_dataset
 from torch import Tensor
 
-from training.prepare_sources import EMOJI_STYLES
 from training.retrieval import cross_style_retrieval_accuracy
-from training.train_teacher import as_input
+from training.train_teacher import as_input, only_emoji, pictures
 
 NEIGHBOURS = 10
-
-
-def only_emoji(rows: Dataset) -> Dataset:
-    """Leaves out photographs and stamps, which have no names to learn."""
-    return rows.filter(lambda styles: [style in EMOJI_STYLES for style in styles], batched=True, input_columns="style")
-
-
-def pictures(rows: Dataset) -> Tensor:
-    """Stacks pictures; returns (N, 64, 64, 3) bytes."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))
 
 
 @torch.no_grad()

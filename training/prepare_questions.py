@@ -25,10 +25,10 @@ from PIL import Image
 from tokenizers import AddedToken, Regex, decoders
 from transformers import PreTrainedTokenizerFast
 
-from training.evaluate_teacher import only_emoji
 from training.prepare_captions import main_colours, make_text_tokenizer, select_rows
 from training.prepare_photos import encode_png
 from training.questions import Amounts, Emoji, NamePool, write_questions
+from training.train_teacher import only_emoji
 from transformers_tokenflow.commands.encoding import encode_pictures
 from transformers_tokenflow.commands.tokenizers import Tokenizer, load_tokenizer
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from open_clip import ClipLoss
 from open_clip.model import CLIP
 from safetensors.torch import save_file
@@ -77,6 +77,16 @@ def train_tokenizer(names: list[str], vocabulary_size: int) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def only_emoji(rows: Dataset) -> Dataset:
+    """Leaves out photographs and stamps, which have no names to learn."""
+    return rows.filter(lambda styles: [style in EMOJI_STYLES for style in styles], batched=True, input_columns="style")
+
+
+def pictures(rows: Dataset) -> Tensor:
+    """Stacks pictures; returns (N, 64, 64, 3) bytes."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))
+
+
 class EmojiPairs:
     """The training pictures by name, served as deterministic steps of names with two pictures each.
 
@@ -84,8 +94,8 @@ class EmojiPairs:
     the variants, which are half of all names, do not rule the batches.
     """
 
-    def __init__(self, rows: Any, names_per_step: int, seed: int) -> None:
-        self.pictures = torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))  # (N, 64, 64, 3)
+    def __init__(self, rows: Dataset, names_per_step: int, seed: int) -> None:
+        self.pictures = pictures(rows)
         self.by_name: dict[str, dict[str, int]] = defaultdict(dict)
         self.variants: dict[str, list[str]] = defaultdict(list)
         columns = zip(rows["name"], rows["base_name"], rows["style"], strict=True)
@@ -233,18 +243,10 @@ def main(
     recipe = TeacherRecipe.load(recipe_path)
     torch.set_num_threads(recipe.threads)
     recipe.run.mkdir(parents=True, exist_ok=True)
-    splits = load_dataset(str(recipe.data))
-    names = {
-        name
-        for split in splits.values()
-        for name, style in zip(split["name"], split["style"], strict=True)
-        if style in EMOJI_STYLES
-    }
+    splits = {split: only_emoji(rows) for split, rows in load_dataset(str(recipe.data)).items()}
+    names = {name for rows in splits.values() for name in rows["name"]}
     tokenizer = train_tokenizer(list(names), recipe.vocabulary_size)
-    emoji = splits["train"].filter(
-        lambda styles: [s in EMOJI_STYLES for s in styles], batched=True, input_columns="style"
-    )
-    pairs = EmojiPairs(emoji, recipe.names_per_step, recipe.seed)
+    pairs = EmojiPairs(splits["train"], recipe.names_per_step, recipe.seed)
     training = Training(recipe)
     started, first_step = time.monotonic(), training.next_step
     with (recipe.run / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -266,8 +268,7 @@ def main(
             if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
                 training.save(step + 1)
                 save_teacher(training.average.module, tokenizer, recipe)
-    done = (training.next_step, recipe.steps)
-    typer.echo(f"from step {done[0]} of {done[1]}: {time.monotonic() - started:.0f} seconds")
+    typer.echo(f"from step {first_step} of {recipe.steps}: {time.monotonic() - started:.0f} seconds")
 
 
 if __name__ == "__main__":

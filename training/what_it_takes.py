@@ -78,7 +78,6 @@ class Job:
     name: str
     cost: Callable[[], Cost]
     samples: float
-    batch: int
     per_device_batch: int
     source: str
     is_sharded: bool = False
@@ -183,7 +182,6 @@ def paper_jobs() -> list[Job]:
             f"TokenFlow-{name.upper()}",
             partial(tokenizer_cost, TokenFlowConfig.from_preset(f"tokenflow-{name}")),
             steps * 256,
-            256,
             per_device,
             f"{steps:,} steps of 256 (Table 11)",
         )
@@ -193,15 +191,15 @@ def paper_jobs() -> list[Job]:
     return [
         *tokenizers,
         Job(
-            "generator, 7B", partial(generator_cost, TokenFlowTextToImageConfig()), 120e6, 512, 16,
+            "generator, 7B", partial(generator_cost, TokenFlowTextToImageConfig()), 120e6, 16,
             "two epochs of 60 M pictures (§4.1)", is_sharded=True,
         ),
         Job(
-            "understanding, 14B, projector", partial(understanding_cost, understanding, 1), 558e3, 256, 8,
+            "understanding, 14B, projector", partial(understanding_cost, understanding, 1), 558e3, 8,
             "LLaVA-1.5's 558 K captions", is_sharded=True,
         ),
         Job(
-            "understanding, 14B", partial(understanding_cost, understanding, 2), 665e3, 128, 4,
+            "understanding, 14B", partial(understanding_cost, understanding, 2), 665e3, 4,
             "LLaVA-1.5's 665 K conversations", is_sharded=True,
         ),
     ]  # fmt: skip

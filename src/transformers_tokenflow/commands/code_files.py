@@ -88,7 +88,11 @@ class CodeWriter:
         self.folder = output.with_name(f"{output.name}.parts")
         self.lock = FileLock(self.folder / "lock")
         if processes.is_main:
-            self._lock()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout as error:
+                raise CommandError(f"another process is writing {output}") from error
         processes.wait()
         self.rows: list[dict[str, Any]] = []
         self.done: set[str] = set()
@@ -107,13 +111,6 @@ class CodeWriter:
         runs = [int(number) for file in files for number in re.findall(r"^part-(\d+)", file.name)]
         self.run, self.parts = max(runs, default=-1) + 1, 0
         processes.wait()  # nobody writes before all have looked
-
-    def _lock(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CommandError(f"another process is writing {self.output}") from error
 
     def _files(self) -> list[Path]:
         """The output of an earlier run, if there is one, and the parts in the order of runs and of their pictures."""
@@ -163,24 +160,20 @@ class CodeWriter:
 
     def finish(self) -> None:
         """Join all parts into the output, every picture once, and remove them: the main process, when all are done."""
-        with self._lock_released():
+        try:
             self.flush()
             if any(self.folder.glob("part-*.parquet")):
                 self._join()
             shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            self.lock.release()  # last: the next writer must find the folder as it stays
 
     def close(self) -> None:
         """Flush, and leave the parts, if there are any, where they are."""
-        with self._lock_released():
+        try:
             self.flush()
             if self.processes.is_main and not any(self.folder.glob("part-*.parquet")):
                 shutil.rmtree(self.folder, ignore_errors=True)
-
-    @contextmanager
-    def _lock_released(self) -> Iterator[None]:
-        """The lock goes last, also with an error: the next writer must find the folder as it stays."""
-        try:
-            yield
         finally:
             self.lock.release()
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Draws the prompts of a benchmark, and judges the pictures."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..evaluation import EvaluationError
 from ..evaluation.benchmarks import Prompt, picture_folder, read_prompts
 from ..evaluation.generation import IMAGE_REWARD, ClipJudge, Judge, RewardJudge, draw_and_judge, summarize
 from ..evaluation.parts import Parts, Record, Sums, differences
-from ..evaluation.report import describe_model, evaluate, read_description, refuse_others
+from ..evaluation.report import describe_model, evaluate, read_description, refuse_others, texts_digest
 from . import Advance, one_line
 from .evaluation import network_name, processes
 from .generation import check_seeds, load_painter, load_scorer
@@ -103,12 +102,11 @@ def load_judges(
 
 def describe_prompts(path: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What a report says about them."""
-    texts = "\n".join(f"{prompt.name}\t{prompt.text}" for prompt in prompts)
     return {
         "dataset": path.resolve().stem,
         "path": str(path),
         "prompts": len(prompts),
-        "texts": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        "texts": texts_digest([f"{prompt.name}\t{prompt.text}" for prompt in prompts]),
     }
 
 

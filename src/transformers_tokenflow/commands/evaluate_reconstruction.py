@@ -13,7 +13,7 @@ from ..evaluation.data import DatasetPicture, describe_rows, load_rows
 from ..evaluation.networks import clip_distance, inception_distance, perceptual_similarity
 from ..evaluation.parts import UNREADABLE, Parts, Record, Sums
 from ..evaluation.reconstruction import COUNTS, ReconstructionMeasures, plot_cluster_sizes
-from ..evaluation.report import describe_model, evaluate, files_digest, names_digest, refuse_others
+from ..evaluation.report import describe_model, evaluate, files_digest, refuse_others, texts_digest
 from . import Advance, CommandError, one_line
 from .evaluation import network_name, processes
 from .generation import DEFAULT_SCORER, load_scorer
@@ -109,7 +109,7 @@ def find_data(
         "dataset": "+".join(path.resolve().stem for path in paths),
         "paths": data,
         "pictures": len(names),
-        "names": names_digest(names),
+        "names": texts_digest(names),
         "files": files_digest(source.path for source in sources),
     }
     return sources, described

@@ -1,7 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """Asks a model questions about pictures."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers.utils import logging
 
 from ..evaluation.data import describe_rows
 from ..evaluation.parts import Parts
-from ..evaluation.report import describe_model, evaluate, refuse_others
+from ..evaluation.report import describe_model, evaluate, refuse_others, texts_digest
 from ..evaluation.understanding import SHORT_ANSWER, Answerer, answer_questions, load_questions, summarize
 from . import Advance, CommandError
 from .describing import DEFAULT_MODEL
@@ -71,7 +70,7 @@ def evaluate_understanding(
             "model": describe_model(name, answerer.model),
             "data": {
                 **describe_rows(data, config, rows),
-                "questions": hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()[:16],
+                "questions": texts_digest([json.dumps(questions, default=str)]),
             },
             "settings": {"prompt": prompt, "max_new_tokens": max_new_tokens, "columns": columns},
         }

@@ -66,23 +66,17 @@ def find_sources(paths: Iterable[Path], keep: Iterable[str] | None = None) -> So
             if table.column in keep:
                 raise CommandError(f"{table.column} can't be kept: the column has the pictures of {table.path}")
             note_types(types, {name: table.types[name] for name in names if name in table.types}, table.path)
-            rows = (PictureRow(table, index, names) for index in range(table.num_rows))
-            for row in rows:
+            for index in range(table.num_rows):
+                row = PictureRow(table, index, names)
                 pictures.setdefault(os.path.abspath(row.name), row)
         if path.suffix != ".parquet":
             folder = PictureFolder(path, names)
-            files = (PictureFile(file, folder.known(file)) for file in find_pictures([path]))
-            for file in files:
-                pictures.setdefault(os.path.abspath(file.name), file)
+            for file in find_pictures([path]):
+                picture = PictureFile(file, folder.known(file))
+                pictures.setdefault(os.path.abspath(picture.name), picture)
             note_types(types, folder.types(), path)
-            if is_kept and folder.is_forgotten():
-                columns = ", ".join(sorted(folder.columns))
-                logger.warning(f"of the metadata in {path}, columns {columns}, nothing is kept: name those to keep")
-            if is_kept and path.is_dir() and (unused := folder.unused()):
-                count = counted(len(unused), "row")
-                logger.warning(
-                    f"of the metadata in {path}, {count} match no picture there, such as that of {unused[0]}"
-                )
+            if is_kept:
+                warn_of_losses(path, folder)
     if missing := [name for name in keep if name not in types]:
         raise CommandError(f"nothing here has a column {', '.join(missing)} that could be kept")
     return Sources(list(pictures.values()), [pa.field(name, types[name]) for name in names if name in types])
@@ -93,6 +87,16 @@ def note_types(types: dict[str, pa.DataType], found: dict[str, pa.DataType], pat
     for name, kind in found.items():
         if types.setdefault(name, kind) != kind:
             raise CommandError(f"the column {name} of {path} is {kind}, and {types[name]} before")
+
+
+def warn_of_losses(path: Path, folder: "PictureFolder") -> None:
+    """Say of which metadata nothing is kept, and which of its rows have no picture."""
+    if folder.columns and not folder.columns & set(folder.names):
+        columns = ", ".join(sorted(folder.columns))
+        logger.warning(f"of the metadata in {path}, columns {columns}, nothing is kept: name those to keep")
+    if path.is_dir() and (unused := folder.unused()):
+        count = counted(len(unused), "row")
+        logger.warning(f"of the metadata in {path}, {count} match no picture there, such as that of {unused[0]}")
 
 
 class PictureFolder:
@@ -134,10 +138,6 @@ class PictureFolder:
             rows[name] = {name: row[name] for name in self.names if row.get(name) is not None}
             self.columns |= row.keys() - {"file_name"}
         return rows
-
-    def is_forgotten(self) -> bool:
-        """Whether there is metadata of which nothing is kept, as far as pictures have been asked for."""
-        return bool(self.columns) and not self.columns & set(self.names)
 
     def unused(self) -> list[Path]:
         """The files that rows name, but for the pictures that have been asked for."""

@@ -11,7 +11,7 @@ import datasets
 from PIL import Image
 
 from . import EvaluationError
-from .report import names_digest
+from .report import texts_digest
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 DEFAULT_SPLITS = ("test", "validation", "train")
@@ -97,6 +97,6 @@ def describe_rows(source: str, config: str | None, rows: datasets.Dataset) -> di
         # `datasets` names the cache of local data by their files' sizes and times.
         "files": None
         if on_hub
-        else names_digest(["/".join(Path(file["filename"]).parts[-4:]) for file in rows.cache_files]),
+        else texts_digest(["/".join(Path(file["filename"]).parts[-4:]) for file in rows.cache_files]),
         "rows": len(rows),
     }

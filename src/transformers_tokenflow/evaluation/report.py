@@ -64,15 +64,15 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def names_digest(names: Sequence[str]) -> str:
-    """Tells lists of names apart."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def texts_digest(texts: Sequence[str]) -> str:
+    """Tells lists of texts apart."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def files_digest(paths: Iterable[Path]) -> str:
     """Tells files from what else was, or will be, in their place: by path, size and time of the last change."""
     known = {path: path.stat() for path in sorted(set(paths))}
-    return names_digest([f"{path} {found.st_size} {found.st_mtime_ns}" for path, found in known.items()])
+    return texts_digest([f"{path} {found.st_size} {found.st_mtime_ns}" for path, found in known.items()])
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..card_tokenflow import as_list
+from ..commands import one_line
 from ..push_tokenflow import CARD, read_card
 
 LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
@@ -53,7 +54,7 @@ def check_card(folder: Path) -> list[str]:
     try:
         data = ModelCard(text).data.to_dict()
     except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        return [f"the metadata of {CARD} can't be read: {' '.join(str(error).split())}"]
+        return [f"the metadata of {CARD} can't be read: {one_line(error)}"]
     return [
         *check_license(data),
         *check_choice(data, "library_name", LIBRARIES),

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from ..commands import one_line
 from .files import LEFT_OUT
 
 LOG_IN = "log in with `hf auth login`, or pass --token"
@@ -79,7 +80,7 @@ def check_card_online(folder: Path) -> None:
     try:
         ModelCard.load(folder / "README.md").validate()
     except ValueError as error:
-        raise PublishError(f"the Hub refuses the card: {' '.join(str(error).split())}") from error
+        raise PublishError(f"the Hub refuses the card: {one_line(error)}") from error
     except HfHubHTTPError:
         return
 
@@ -98,16 +99,15 @@ def readable_errors(repository: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise PublishError(describe_answer(error, repository)) from error
     except Exception as error:  # of the network, each library's own; and what the Hub refuses
-        message = " ".join(str(error).split()) or type(error).__name__
-        if "xet-write-token" in message:
+        if "xet-write-token" in str(error):
             raise PublishError("this Hub has no Xet storage: set HF_HUB_DISABLE_XET=1") from error
-        raise PublishError(broken_off(repository, message)) from error
+        raise PublishError(broken_off(repository, one_line(error))) from error
 
 
 def describe_answer(error: HfHubHTTPError, repository: str) -> str:
     """What an answer of the Hub means."""
     status = error.response.status_code if error.response is not None else None
-    said = error.server_message or " ".join(str(error).split())
+    said = error.server_message or one_line(error)
     if status == 401:
         return f"the Hub does not know the token: {LOG_IN}"
     if status == 403:

@@ -15,11 +15,10 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import CONFIG_NAME, logging
 
 from ..commands import one_line
@@ -90,6 +89,8 @@ class BaseTrainer(StreamTrainer):
         ValueError: a setting names a part that the model does not have, or would be ignored.
     """
 
+    optimizer: Any
+
     # Settings that would be ignored, or mean something else.
     refused_settings: tuple[str, ...] = (
         "bf16_full_eval",
@@ -135,17 +136,12 @@ class BaseTrainer(StreamTrainer):
             self.averaged = AveragedWeights(self.averaged_part(), self.args.ema_decay)
 
     def averaged_part(self) -> nn.Module:
-        """What the averaged weights are an average of: a module that shares its parameters with the model."""
-        model = self.accelerator.unwrap_model(self.model)
-        return trained_parameters(model) if self.is_fsdp_enabled else model  # a sharded model can't be copied
+        """What the averaged weights are an average of: trained parameters, since frozen ones cost memory and time."""
+        return trained_parameters(self.accelerator.unwrap_model(self.model))
 
     def replicated_modules(self) -> list[nn.Module]:
         """Modules of the model that every process holds whole where FSDP shards the rest."""
         return []
-
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """What is evaluated of a dataset, a dataset's name, or None: of rows, where a trainer takes these, examples."""
-        return dataset
 
     def is_generating(self) -> bool:
         """Whether this process generates what is logged: the main one, but of divided weights all have a part."""
@@ -205,30 +201,26 @@ class BaseTrainer(StreamTrainer):
         Raises:
             ValueError: it is none that takes groups of parameters, or two are named.
         """
-        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        if optimizer is None:
-            args, optimized = self.args, self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(optimized))
-            given = self.optimizer_cls_and_kwargs
-            if given and args.muon:
-                raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
-            optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
-            is_factory = not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer))
-            if is_factory or OWN_PARAMETERS & options.keys():
-                raise ValueError(
-                    f"{optimizer_class} chooses its parameters itself: take one that is given groups of them"
-                )
-            rate = options.get("lr", args.learning_rate)
-            whole = self.replicated_modules() if self.is_fsdp_enabled else []
-            apart = {parameter for module in whole for parameter in module.parameters()}
-            groups = parameter_groups(
-                optimized, rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart
-            )
-            if args.muon:
-                options = {name: value for name, value in options.items() if name in ("betas", "eps")}
-                self.optimizer = MuonWithAdamW(groups, layer_matrices(optimized), **options)
-            else:
-                self.optimizer = optimizer_class(groups, **options)
+        if self.optimizer is not None:
+            return self.optimizer
+        args, optimized = self.args, self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(optimized))
+        given = self.optimizer_cls_and_kwargs
+        if given and args.muon:
+            raise ValueError("muon and optimizer_cls_and_kwargs both choose the optimizer: pass one of them")
+        optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, optimized)
+        is_factory = not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer))
+        if is_factory or OWN_PARAMETERS & options.keys():
+            raise ValueError(f"{optimizer_class} chooses its parameters itself: take one that is given groups of them")
+        rate = options.get("lr", args.learning_rate)
+        whole = self.replicated_modules() if self.is_fsdp_enabled else []
+        apart = {parameter for module in whole for parameter in module.parameters()}
+        groups = parameter_groups(optimized, rate, args.part_learning_rates or {}, args.weight_decay, decayed, apart)
+        if args.muon:
+            options = {name: value for name, value in options.items() if name in ("betas", "eps")}
+            self.optimizer = MuonWithAdamW(groups, layer_matrices(optimized), **options)
+        else:
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def is_measured(self) -> bool:
@@ -254,13 +246,25 @@ class BaseTrainer(StreamTrainer):
 
     # ---- Evaluation ----
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As Trainer's, of anything that the trainer can be made with."""
-        return super().get_eval_dataloader(self._evaluation_examples(eval_dataset))
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As Trainer's, of what `_measure_all` measures, with averaged weights and without predictions."""
+        model = self._evaluated_model()
+        with self.averaged_weights():
+            measures, count = self._measure_all(model, dataloader, metric_key_prefix)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As Trainer's, of anything that the trainer can be made with."""
-        return super().get_test_dataloader(self._evaluation_examples(test_dataset))
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
+        """What an evaluation measures, by name, and of how many examples; it logs examples under the prefix."""
+        raise NotImplementedError
 
     def _evaluated_model(self) -> Any:
         """The bare model in its mode for evaluation, on the device, where FSDP and DeepSpeed bring it in training."""
@@ -372,7 +376,7 @@ class BaseTrainer(StreamTrainer):
 
     def load_extra_state(self, checkpoint: str) -> dict[str, Any]:
         """Load what `extra_state` gave, and return it."""
-        state = load_extra_state(checkpoint)
+        state = read_extra_state(checkpoint)
         self.start_averaging()
         for name, part in self.stateful_parts().items():
             if name in state:
@@ -384,7 +388,7 @@ class BaseTrainer(StreamTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.averaged is not None:
-            self.averaged.load_state_dict(load_extra_state(self.state.best_model_checkpoint)["averaged"])
+            self.averaged.load_state_dict(read_extra_state(self.state.best_model_checkpoint)["averaged"])
 
 
 def check_evaluated(count: int) -> None:
@@ -423,7 +427,7 @@ def different_fields(one: dict[str, Any], other: dict[str, Any], prefix: str = "
     return names
 
 
-def load_extra_state(checkpoint: str) -> dict[str, Any]:
+def read_extra_state(checkpoint: str) -> dict[str, Any]:
     """
     What [`BaseTrainer`] adds to a checkpoint, on the CPU.
 

@@ -65,9 +65,14 @@ class ConversationEncoder:
         options: dict[str, Any] = {"padding": False}
         if places := sum(count_places(messages) for messages in conversations):
             options["image_codes"] = np.zeros((places, 1), dtype=np.int64)
-        options = {"return_dict": True, "return_assistant_tokens_mask": True, "processor_kwargs": options}
         try:
-            encoded = self.processor.apply_chat_template(conversations, tokenize=True, **options)
+            encoded = self.processor.apply_chat_template(
+                conversations,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                processor_kwargs=options,
+            )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
@@ -108,19 +113,14 @@ class ConversationEncoder:
         return {"input_ids": ids, "labels": np.where(answers, ids, IGNORED), **pictures}
 
 
-def as_rows(columns: dict[str, list], names: list[str]) -> list[dict[str, Any]]:
-    """Rows of what `datasets` gives by columns."""
-    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
-
-
 def encode_rows(
-    rows: dict[str, list], indices: list[int], reader: RowReader, encoder: ConversationEncoder
+    columns: dict[str, list], indices: list[int], reader: RowReader, encoder: ConversationEncoder
 ) -> dict[str, list]:
     """Columns of those conversations that fit: `row`, `ids` and `answers`, and their `length` with whole pictures."""
     messages = []
-    for index, row in zip(indices, as_rows(rows, reader.columns), strict=True):
+    for index, *values in zip(indices, *columns.values(), strict=True):
         with naming_row(index):
-            messages.append(reader.messages(row))
+            messages.append(reader.messages(dict(zip(columns, values, strict=True))))
     encoded: dict[str, list] = {"row": [], "ids": [], "answers": [], "length": []}
     for index, tokens in zip(indices, encoder.encode_named(messages, indices), strict=True):
         if (kept := encoder.cut(tokens)) is not None:
@@ -154,10 +154,6 @@ class BaseConversationDataset(SeededDataset):
     def __getitems__(self, indices: list[int]) -> list[Example]:
         """Several examples, which at once take less time."""
         raise NotImplementedError
-
-    def read_rows(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Rows with undecoded pictures."""
-        return as_rows(self.rows[indices], self.reader.columns)
 
     def _example(self, index: int, tokens: Tokens, row: dict[str, Any]) -> Example:
         with naming_row(index):
@@ -202,7 +198,7 @@ class ConversationDataset(BaseConversationDataset):
         columns = self.encoded[indices]
         numbers = columns["row"].tolist()
         tokens = zip(columns["ids"], columns["answers"], strict=True)
-        return [self._example(*each) for each in zip(numbers, tokens, self.read_rows(numbers), strict=True)]
+        return [self._example(*each) for each in zip(numbers, tokens, self.rows.__getitems__(numbers), strict=True)]
 
 
 class QuestionDataset(BaseConversationDataset):
@@ -217,7 +213,7 @@ class QuestionDataset(BaseConversationDataset):
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
-        rows, messages = self.read_rows(indices), []
+        rows, messages = self.rows.__getitems__(indices), []
         for index, row in zip(indices, rows, strict=True):
             with naming_row(index):
                 messages.append(self.reader.messages(row, self.generator(index)))

@@ -128,7 +128,8 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
         raise ValueError(f"unknown type of model {kind!r}: expected one of {', '.join(MAKERS)}")
     make, arguments = MAKERS[kind]
     args = make_arguments(recipe["training"], arguments)
-    for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
+    evaluation = recipe.get("evaluation") or {}
+    for section in (recipe["data"], *evaluation.values()):
         check_path(section)
     set_seed(args.seed)
     data = {"seed": args.seed, **recipe["data"]}
@@ -136,7 +137,7 @@ def make_trainer(recipe: dict[str, Any]) -> BaseTrainer:
     if args.ignore_data_skip and checkpoint:
         data["seed"] += steps_made(checkpoint)  # what is read again comes in another order
         args.data_seed = data["seed"]  # of data in memory it is Trainer's
-    trainer = make({**recipe, "model": model, "data": data}, args)
+    trainer = make({**recipe, "model": model, "data": data, "evaluation": evaluation}, args)
     if checkpoint:
         check_configuration(trainer.model.config, checkpoint)
     return trainer
@@ -178,7 +179,7 @@ def make_tokenizer_trainer(recipe: dict[str, Any], args: TokenFlowTrainingArgume
     transform = PictureTransform(size, train=True, **data.pop("transform", {}))
     evaluation = {
         name: load_pictures(transform=PictureTransform(size, train=False), **options)
-        for name, options in (recipe.get("evaluation") or {}).items()
+        for name, options in recipe["evaluation"].items()
     }
     return TokenFlowTrainer(
         model=model,

@@ -75,20 +75,32 @@ class StreamTrainer(CardTrainer):
     processes and workers, and logs how many rows it has skipped as `skipped_rows`.
 
     Every process reads its own share, with its workers; of a stream that is evaluated it reads all, and takes every
-    n-th batch. Other datasets are Trainer's matter.
+    n-th batch. Other datasets are Trainer's matter, once what is given has been made the trainer's examples.
 
     Args:
         args, kwargs: of `transformers.Trainer`.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.train_dataset = self._examples(self.train_dataset, train=True)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._examples(part) for name, part in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = self._examples(self.eval_dataset)
         self.progress: StreamProgress | None = None
         if isinstance(self.train_dataset, ExampleStream):
             training = self.args
             self.train_dataset.share_out(training.world_size, training.process_index, training.dataloader_num_workers)
             self.progress = StreamProgress(self.train_dataset, resume=not training.ignore_data_skip)
         self._resumed_from: str | None = None
+
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
+        """Examples of rows, where a trainer takes these; of anything else, a dataset's name or None, what it is."""
+        return dataset
 
     def get_train_dataloader(self) -> DataLoader:
         """As Trainer's, but of a stream, this process' share: accelerate would share it out once more."""
@@ -108,6 +120,14 @@ class StreamTrainer(CardTrainer):
         return prepare_data_loader(
             loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As Trainer's, of anything that the trainer can be made with."""
+        return super().get_eval_dataloader(self._examples(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As Trainer's, of anything that the trainer can be made with."""
+        return super().get_test_dataloader(self._examples(test_dataset))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
         """As Trainer's, but every process reads a stream: the main one can't dispatch batches of unlike lengths."""

@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 MAX_SHARDS = 1024
 # Rows among which is shuffled, where nothing else is asked for.
 SHUFFLE_BUFFER = 1000
+# Where a pass is read from, see `Share.place`, and how many rows of the block there have been given.
+BEGINNING = {"unit": 0, "row": 0, "state": None, "given": 0}
 
 Row = dict[str, Any]
 MakeExample = Callable[[Row, random.Random], Row]
@@ -163,13 +165,11 @@ class ExampleStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Row]:
         worker = get_worker_info()
-        if worker is None:
-            self._reader = self.process * self.workers
-        else:
+        if worker is not None:
             if worker.num_workers != self.workers:  # a loader of its own, such as an evaluation's
                 self.share_out(self.processes, self.process, worker.num_workers)
-            self._reader = self.process * self.workers + worker.id
             fsspec.asyn.reset_lock()  # a lock that was held when the worker was forked would be held for ever
+        self._reader = self.own_readers[worker.id if worker is not None else 0]
         self._progress = deepcopy(self.starts[self._reader])
         tasks = self._progress["tasks"]
         while tasks:
@@ -197,7 +197,7 @@ class ExampleStream(IterableDataset):
                     raise ValueError(f"row {row} of shard {shard}: {error}") from error
                 is_barren = False
                 yield example
-            task.update(new_task(task["readers"], task["reader"], task["pass"] + 1, task["last"]))
+            task.update({**BEGINNING, "pass": task["pass"] + 1})
             barren = barren + 1 if is_barren else 0
             if self.train and barren > task["readers"]:
                 raise ValueError(f"the stream has no row that could be used{f', such as {reason}' if reason else ''}")
@@ -273,16 +273,7 @@ def shared_parts(rows: Any) -> dict[int, Any]:
 
 def new_task(readers: int, reader: int, number: int, last: int | None) -> dict[str, Any]:
     """To read what of passes from `number` on, to `last` if there is one, is the share of one of so many readers."""
-    return {
-        "readers": readers,
-        "reader": reader,
-        "pass": number,
-        "last": last,
-        "unit": 0,
-        "row": 0,
-        "state": None,
-        "given": 0,
-    }
+    return {"readers": readers, "reader": reader, "pass": number, "last": last, **BEGINNING}
 
 
 def new_reader(readers: int, reader: int, number: int, last: int | None = None) -> dict[str, Any]:

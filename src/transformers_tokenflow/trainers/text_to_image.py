@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
-from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+from transformers.trainer_utils import unwrap_peft_model
 
 from ..modeling_tokenflow_text_to_image import TokenFlowForTextToImage, TokenFlowTextToImageOutput
 from ..quantization_tokenflow import prefix_lengths
@@ -20,7 +20,7 @@ from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
 from .data import column_names
-from .parameters import adapt, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable
 from .pictures import log_picture
 from .sharding import check_encoding
 
@@ -36,7 +36,6 @@ DRAWN_BY_TRAINER = {
     "num_images_per_prompt",
     "kwargs",
 }
-PLAIN = CaptionTransform(train=False)
 
 
 class TextToImageTrainer(BaseTrainer):
@@ -83,34 +82,25 @@ class TextToImageTrainer(BaseTrainer):
         end_ids = read_end_ids(processing_class) if model.config.use_text_head else None
         trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
-        varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._examples(part, PLAIN, args.seed) for name, part in eval_dataset.items()}
         kwargs.setdefault("data_collator", TextToImageCollator(processing_class, end_ids))
         super().__init__(
             model=trained,
             args=args,
-            train_dataset=self._examples(train_dataset, varied, args.seed),
-            eval_dataset=self._examples(eval_dataset, PLAIN, args.seed),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         self._drawn_at: int | None = None
         self.model_accepts_loss_kwargs = True  # the model does not, but `compute_loss` takes the number of pictures
 
-    def _examples(self, dataset: Any, captions: CaptionTransform, seed: int) -> Any:
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
         """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
         is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-        is_raw = is_table and "text" in column_names(dataset)
-        return captioned(dataset, self.tokenizer_config, captions, seed=seed) if is_raw else dataset
-
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        return self._examples(dataset, PLAIN, self.args.seed)
-
-    def averaged_part(self) -> nn.Module:
-        """The trained parameters: the frozen tokenizer would cost memory and time."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
+        if not is_table or "text" not in column_names(dataset):
+            return dataset
+        captions = CaptionTransform(self.args.text_dropout, self.args.first_sentence_probability, train)
+        return captioned(dataset, self.tokenizer_config, captions, seed=self.args.seed)
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
@@ -210,39 +200,28 @@ class TextToImageTrainer(BaseTrainer):
 
     # ---- Evaluation ----
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
-        Loss and what `measure` gives, means over pictures, and sample pictures, with averaged weights.
+        Loss and what `measure` gives, means over pictures, and sample pictures.
 
         Where several processes share a last batch that is not full, the loss, which is a mean over batches, counts the
         pictures that fill it up; the measures do not.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        with self.averaged_weights():
-            for batch in dataloader:
-                inputs = self._with_labels(self._prepare_inputs(batch))
-                with self.accelerator.autocast():
-                    output = model(**inputs)
-                values = self.measure(output.logits, inputs["labels"])
-                values["loss"] = output.loss.repeat(len(inputs["labels"]))
-                values = self.accelerator.gather_for_metrics(values)
-                count += len(values["loss"])
-                for name, value in values.items():
-                    sums[name] += value.sum().item()
-            self._draw_samples(metric_key_prefix)
+        for batch in dataloader:
+            inputs = self._with_labels(self._prepare_inputs(batch))
+            with self.accelerator.autocast():
+                output = model(**inputs)
+            values = self.measure(output.logits, inputs["labels"])
+            values["loss"] = output.loss.repeat(len(inputs["labels"]))
+            values = self.accelerator.gather_for_metrics(values)
+            count += len(values["loss"])
+            for name, value in values.items():
+                sums[name] += value.sum().item()
+        self._draw_samples(prefix)
         check_evaluated(count)
-        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return {name: total / count for name, total in sums.items()}, count
 
     def _draw_samples(self, prefix: str) -> None:
         """Log pictures of the prompts, once a step, however many datasets are evaluated."""

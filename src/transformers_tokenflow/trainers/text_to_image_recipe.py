@@ -41,12 +41,12 @@ def make_text_to_image_trainer(recipe: dict[str, Any], args: TextToImageTraining
     check_adapters(recipe["model"], args)
     model, processor = make_generator(recipe["model"])
     config = model.config.tokenizer_config
-    for section in (recipe["data"], *(recipe.get("evaluation") or {}).values()):
+    for section in (recipe["data"], *recipe["evaluation"].values()):
         check_origin(section, model.tokenizer)
     varied = CaptionTransform(args.text_dropout, args.first_sentence_probability)
     evaluation = {
         name: make_data(options, config, CaptionTransform(train=False))
-        for name, options in (recipe.get("evaluation") or {}).items()
+        for name, options in recipe["evaluation"].items()
     }
     return TextToImageTrainer(
         model=model,

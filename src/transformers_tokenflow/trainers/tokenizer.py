@@ -10,12 +10,11 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation.measures import psnr
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
-from .base import BaseTrainer, check_evaluated, load_extra_state
+from .base import BaseTrainer, check_evaluated, read_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
 from .data import PictureTransform, column_names, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
@@ -67,12 +66,6 @@ class TokenFlowTrainer(BaseTrainer):
             raise ValueError(
                 "adaptive_adversarial_weight needs the gradient of pixel_decoder.conv_out, which is frozen"
             )
-        common = model.config.image_size, args.seed
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
-        else:
-            eval_dataset = as_examples(eval_dataset, *common)
-        train_dataset = as_examples(train_dataset, *common, train=True)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         check_tokenizer_settings(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         model.quantizer.mean_assignment = mean_over_processes  # type: ignore[method-assign, assignment]
@@ -82,9 +75,13 @@ class TokenFlowTrainer(BaseTrainer):
         self._codes_logged = torch.zeros_like(self.codes_used)
         self._pictures: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        return as_examples(dataset, self.accelerator.unwrap_model(self.model).config.image_size, self.args.seed)
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
+        """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
+        names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
+        if "image" not in names or "pixel_values" in names:
+            return dataset
+        size = self.accelerator.unwrap_model(self.model).config.image_size
+        return pictures_of(dataset, PictureTransform(size, train), self.args.seed)
 
     # ---- Setting up ----
 
@@ -92,7 +89,7 @@ class TokenFlowTrainer(BaseTrainer):
         args = self.args
         discriminator = PatchDiscriminator(args.discriminator_channels, args.discriminator_num_layers)
         if args.discriminator_from is not None:
-            state = load_extra_state(args.discriminator_from)
+            state = read_extra_state(args.discriminator_from)
             if "discriminator" not in state:
                 raise ValueError(f"the checkpoint {args.discriminator_from} was trained without a discriminator")
             discriminator.load_state_dict(state["discriminator"])
@@ -148,7 +145,9 @@ class TokenFlowTrainer(BaseTrainer):
         loss = self.objective.weigh(losses, self.accelerator.unwrap_model(model).pixel_decoder.conv_out.weight)
         if model.training:
             self.loss_parts = {name: part.detach() for name, part in losses.items()}
-            self._record(losses, output.codes)
+            self.record(losses)
+            for used in (self.codes_used, self._codes_logged):
+                used[output.codes.flatten()] = True
             self._pictures = (pixel_values, output.pixel_values.detach())
         return (loss, output) if return_outputs else loss
 
@@ -157,7 +156,7 @@ class TokenFlowTrainer(BaseTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.is_adversarial:
             weight = self.args.adversarial_weight / self.current_gradient_accumulation_steps
-            self._record({"discriminator_loss": self.adversary.backward(self._pictures[0], self._pictures[1], weight)})
+            self.record({"discriminator_loss": self.adversary.backward(self._pictures[0], self._pictures[1], weight)})
         return loss
 
     def after_optimizer_step(self) -> None:
@@ -204,13 +203,6 @@ class TokenFlowTrainer(BaseTrainer):
 
     # ---- Logging and evaluation ----
 
-    @torch.no_grad()
-    def _record(self, losses: dict[str, torch.Tensor], codes: torch.Tensor | None = None) -> None:
-        self.record(losses)
-        if codes is not None:
-            self.codes_used[codes.flatten()] = True
-            self._codes_logged[codes.flatten()] = True
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds every loss by name and the share of the codebook used since the last log."""
         if "loss" in logs:
@@ -218,49 +210,43 @@ class TokenFlowTrainer(BaseTrainer):
             self._codes_logged.zero_()
         super().log(logs, *args, **kwargs)
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
-        Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation, with averaged weights.
+        Losses, PSNR in dB (mean over pictures, pixels in [0, 1]) and codebook utilisation.
 
         Where several processes share a last batch that is not full, the losses, which are means over batches, count
         the pictures that fill it up, as all metrics do of a stream.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         used = torch.zeros_like(self.codes_used)
         count, pictures = 0, None
-        with self.averaged_weights():
-            for batch in dataloader:
-                pixel_values = self._prepare_inputs(batch)["pixel_values"]
-                with self.accelerator.autocast():
-                    losses, output = self.objective.losses(model, pixel_values)
-                losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
-                real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
-                ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
-                for name, value in losses.items():
-                    sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
-                sums["psnr"] += ratios.sum().item()
-                count += len(codes)
-                used[codes.flatten()] = True
-                pictures = pictures or (real, fake)
+        for batch in dataloader:
+            pixel_values = self._prepare_inputs(batch)["pixel_values"]
+            with self.accelerator.autocast():
+                losses, output = self.objective.losses(model, pixel_values)
+            losses["loss"] = self.objective.weigh(losses, model.pixel_decoder.conv_out.weight)
+            real, fake = ((part.float().clamp(-1, 1) + 1) / 2 for part in (pixel_values, output.pixel_values))
+            ratios, codes = self.accelerator.gather_for_metrics((psnr(fake, real), output.codes))
+            for name, value in losses.items():
+                sums[name] += self.accelerator.reduce(value, "mean").item() * len(codes)
+            sums["psnr"] += ratios.sum().item()
+            count += len(codes)
+            used[codes.flatten()] = True
+            pictures = pictures or (real, fake)
         check_evaluated(count)
-        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
-        metrics[f"{metric_key_prefix}_codebook_utilization"] = used.float().mean().item()
-        if pictures is not None and self.args.logged_pictures > 0 and self.is_world_process_zero():
+        measures = {name: total / count for name, total in sums.items()}
+        measures["codebook_utilization"] = used.float().mean().item()
+        if self.args.logged_pictures > 0 and self.is_world_process_zero():
             picture = comparison(*pictures, self.args.logged_pictures)
             folder, callbacks = Path(self.args.output_dir, "pictures"), self.callback_handler.callbacks
-            log_picture(f"{metric_key_prefix}_reconstruction", picture, self.state.global_step, folder, callbacks)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+            log_picture(f"{prefix}_reconstruction", picture, self.state.global_step, folder, callbacks)
+        return measures, count
 
     # ---- Saving and resuming ----
+
+    def averaged_part(self) -> nn.Module:
+        """The whole model, but for one that is sharded, which can't be copied."""
+        return super().averaged_part() if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
 
     def replicated_modules(self) -> list[nn.Module]:
         """The codebook, which is small, searched in full precision, and moved entry by entry."""
@@ -284,10 +270,3 @@ class TokenFlowTrainer(BaseTrainer):
         state = super().load_extra_state(checkpoint)
         self.codes_used.copy_(state["codes_used"])
         return state
-
-
-def as_examples(dataset: Any, size: int, seed: int, train: bool = False) -> Any:
-    """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
-    names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
-    is_raw = "image" in names and "pixel_values" not in names
-    return pictures_of(dataset, PictureTransform(size, train), seed) if is_raw else dataset

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
+from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from ..modeling_tokenflow_understanding import TokenFlowForConditionalGeneration
 from .arguments import UnderstandingTrainingArguments
@@ -20,7 +20,7 @@ from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
 from .data import column_names
-from .parameters import adapt, select_trainable, trained_parameters
+from .parameters import adapt, select_trainable
 from .pictures import log_text
 from .sharding import check_encoding
 from .streams import SHUFFLE_BUFFER
@@ -62,15 +62,6 @@ class UnderstandingTrainer(BaseTrainer):
             raise ValueError("UnderstandingTrainer needs processing_class, the processor with the chat template")
         trained = adapt(model, args.lora_rank, args.lora_modules_to_save)
         select_trainable(trained, args.trainable_parts)
-        common = processing_class, model.config, args
-        with args.main_process_first(desc="tokenising conversations"):
-            train_dataset = as_examples(train_dataset, *common, shuffle_buffer=SHUFFLE_BUFFER)
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {name: as_examples(part, *common) for name, part in eval_dataset.items()}
-            else:
-                eval_dataset = as_examples(eval_dataset, *common)
-        if args.packing:
-            train_dataset = pack_dataset(train_dataset, model, args)
         kwargs.setdefault("data_collator", ConversationCollator(processing_class.tokenizer.pad_token_id))
         super().__init__(
             model=trained,
@@ -81,14 +72,17 @@ class UnderstandingTrainer(BaseTrainer):
             **kwargs,
         )
 
-    def _evaluation_examples(self, dataset: Any) -> Any:
-        """As of the datasets that the trainer is made with."""
-        with self.args.main_process_first(desc="tokenising conversations"):
-            return as_examples(dataset, self.processing_class, self.bare_model().config, self.args)
-
-    def averaged_part(self) -> nn.Module:
-        """The trained parameters: the frozen tokenizer would cost memory and time."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model))
+    def _examples(self, dataset: Any, train: bool = False) -> Any:
+        """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
+        args, model, processor = self.args, self.bare_model(), self.processing_class
+        is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+        if is_table and "input_ids" not in column_names(dataset):
+            turns, buffer = args.turns_per_conversation, SHUFFLE_BUFFER if train else 0
+            with args.main_process_first(desc="tokenising conversations"):
+                dataset = conversations(
+                    dataset, processor, model.config, args.max_length, turns, args.seed, shuffle_buffer=buffer
+                )
+        return pack_dataset(dataset, model, args) if train and args.packing else dataset
 
     def replicated_modules(self) -> list[nn.Module]:
         """The frozen tokenizer, which encodes pictures outside of the model's forward pass."""
@@ -176,38 +170,28 @@ class UnderstandingTrainer(BaseTrainer):
 
     # ---- Evaluation ----
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def _measure_all(self, model: Any, dataloader: Any, prefix: str) -> tuple[dict[str, float], int]:
         """
         `loss` and `token_accuracy`, means over the tokens of answers, and `answer_accuracy`, the share of conversations
-        all of whose answers' tokens are predicted right; with averaged weights. Some answers are logged.
+        all of whose answers' tokens are predicted right. Some answers are logged.
         """
-        model = self._evaluated_model()
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        with self.averaged_weights():
-            for batch in dataloader:
-                values = self.accelerator.gather_for_metrics(self.measure(model, self._prepare_inputs(batch)))
-                count += len(values["tokens"])
-                for name, value in values.items():
-                    sums[name] += value.sum().item()
-            self._log_answers(dataloader.dataset, metric_key_prefix)
+        for batch in dataloader:
+            values = self.accelerator.gather_for_metrics(self.measure(model, self._prepare_inputs(batch)))
+            count += len(values["tokens"])
+            for name, value in values.items():
+                sums[name] += value.sum().item()
+        self._log_answers(dataloader.dataset, prefix)
         check_evaluated(count)
         if sums["tokens"] == 0:
             raise ValueError("nothing to evaluate: the dataset has no token of an answer, that is a label but -100")
-        metrics = {
-            f"{metric_key_prefix}_loss": sums["loss"] / sums["tokens"],
-            f"{metric_key_prefix}_token_accuracy": sums["right"] / sums["tokens"],
-            f"{metric_key_prefix}_answer_accuracy": sums["all_right"] / count,
+        measures = {
+            "loss": sums["loss"] / sums["tokens"],
+            "token_accuracy": sums["right"] / sums["tokens"],
+            "answer_accuracy": sums["all_right"] / count,
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return measures, count
 
     def measure(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of each conversation (B,): the sum of losses, how many tokens there are, how many right, whether all."""
@@ -266,17 +250,6 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
-
-
-def as_examples(
-    dataset: Any, processor: Any, config: Any, args: UnderstandingTrainingArguments, shuffle_buffer: int = 0
-) -> Any:
-    """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
-    is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-    if not is_table or "input_ids" in column_names(dataset):
-        return dataset
-    turns, options = args.turns_per_conversation, {"seed": args.seed, "shuffle_buffer": shuffle_buffer}
-    return conversations(dataset, processor, config, args.max_length, turns, **options)
 
 
 def pack_dataset(dataset: Any, model: Any, args: UnderstandingTrainingArguments) -> PackedDataset:

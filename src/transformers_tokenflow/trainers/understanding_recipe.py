@@ -38,7 +38,7 @@ def make_understanding_trainer(recipe: dict[str, Any], args: UnderstandingTraini
         raise ValueError("an understanding model has no teacher: leave the section out of the recipe")
     check_adapters(recipe["model"], args)
     model, processor = make_understanding(recipe["model"])
-    evaluation = recipe.get("evaluation") or {}
+    evaluation = recipe["evaluation"]
     for section in (recipe["data"], *evaluation.values()):
         check_origin(section, model.model.tokenizer)
     options = {"processor": processor, "config": model.config, "args": args}
