@@ -56,7 +56,7 @@ class Sampling:
         top_k, top_p = (list(value) if isinstance(value, Sequence) else [value] * passes for value in values)
         if not config.do_sample:
             top_k = [1] * passes
-        sampling = cls(
+        return cls(
             guidance_scale=float(config.guidance_scale or 0.0),
             guidance_schedule=getattr(config, "guidance_schedule", None) or "linear",
             top_k=top_k,
@@ -64,11 +64,8 @@ class Sampling:
             temperature=1.0 if config.temperature is None else float(config.temperature),
             attend_to_refined=bool(getattr(config, "attend_to_refined", False)),
         )
-        sampling.check()
-        return sampling
 
-    def check(self) -> None:
-        """Raise a ValueError for what can't be."""
+    def __post_init__(self) -> None:
         if not self.top_k or len(self.top_k) != len(self.top_p):
             raise ValueError(
                 f"lists as top_k and top_p need an entry per pass each; got {self.top_k} and {self.top_p}. A number "
