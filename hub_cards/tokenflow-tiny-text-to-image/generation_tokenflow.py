@@ -199,7 +199,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
             raise ValueError("gradient checkpointing keeps no cache in training: call model.eval() before generate")
         best_of, prune_at = 1 if best_of is None else best_of, prune_at or ()
-        check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
+        scales = self.tokenizer.config.scales
+        check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(scales))
 
         prompts = left_aligned(input_ids, attention_mask)
         input_ids, attention_mask = (part.to(self._execution_device) for part in prompts)
@@ -214,21 +215,17 @@ class NextScaleGenerationMixin(GenerationMixin):
         if given is not None:
             given.spread(num_prompts, num_images_per_prompt, best_of)
         drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
-        drawing.prompt_index = torch.arange(num_prompts, device=ids.device).repeat_interleave(per_prompt)
 
         all_logits: list[torch.Tensor] = []
-        num_scales = len(self.tokenizer.config.scales)
-        for index in range(num_scales):
+        for index, next_scale in enumerate([*scales[1:], None]):
             for scale_codes, logits in self._passes(drawing, sampling, index, first, output_logits):
                 if logits is not None:
                     all_logits.append(logits)
                 if streamer is not None:
                     streamer.put(scale_codes.flatten(1).cpu())
             drawing.codes.append(scale_codes)
-            drawing.features = self.tokenizer.quantizer.next_scale_features(
-                drawing.features, scale_codes, self._next_scale(index)
-            )
-            if index in prune_at and index + 1 < num_scales:
+            drawing.features = self.tokenizer.quantizer.next_scale_features(drawing.features, scale_codes, next_scale)
+            if index in prune_at and next_scale is not None:
                 keep = self._best(drawing, scorer, num_prompts * num_images_per_prompt, halve=True)[0]
                 drawing.select(keep)
                 all_logits = [part[keep] for part in all_logits]
@@ -277,8 +274,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         per_prompt: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Distinct prompts, padded to one length (R, P), their mask, and which of them each row of the cache has."""
-        index = torch.arange(len(input_ids), device=input_ids.device)
-        rows = index.repeat_interleave(per_prompt)
+        rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(per_prompt)
         if not is_guided:
             return input_ids, attention_mask, rows
         if negative_prompt_ids is None:
@@ -331,14 +327,11 @@ class NextScaleGenerationMixin(GenerationMixin):
             select_rows(cache, rows)
         mask = F.pad(padding, (0, num_inputs), value=1)[rows]
         runs = None if is_masked else padding_runs(mask)
-        drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index=rows, given=given, codes=[])
+        prompt_index = rows[: len(rows) // 2] if is_guided else rows
+        drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index, given, codes=[])
         return drawing, hidden.to(ids.device)[rows]
 
     # ---- A scale ----
-
-    def _next_scale(self, index: int) -> int | None:
-        scales = self.tokenizer.config.scales
-        return scales[index + 1] if index + 1 < len(scales) else None
 
     def _passes(
         self, drawing: Drawing, sampling: Sampling, index: int, first: torch.Tensor, output_logits: bool
@@ -409,15 +402,13 @@ class NextScaleGenerationMixin(GenerationMixin):
 
     def _run(self, drawing: Drawing, features: torch.Tensor, index: int) -> torch.Tensor:
         """The layers' output for a scale: (N, D, s, s) features -> (rows, s², hidden_size)"""
-        scales = self.tokenizer.config.scales
-        start = sum(side * side for side in scales[:index])
-        num_tokens = scales[index] ** 2
+        start = sum(side * side for side in self.tokenizer.config.scales[:index])
         embeds = self.model.embed_image(to_tokens(features), start).to(drawing.attention_mask.device)
         if drawing.is_guided:
             embeds = torch.cat([embeds, embeds])
-        prompt_length = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + 1
-        end = prompt_length - 1 + start + num_tokens
-        position_ids = positions(drawing.attention_mask)[:, end - num_tokens : end]
+        begin = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + start
+        end = begin + embeds.shape[1]
+        position_ids = positions(drawing.attention_mask)[:, begin:end]
         mask = None
         if drawing.cache.is_compileable:  # a static cache shows all its places, filled or not
             mask = drawing.attention_mask.clone()
