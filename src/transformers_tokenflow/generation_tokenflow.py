@@ -208,13 +208,15 @@ class NextScaleGenerationMixin(GenerationMixin):
         generators = make_generators(seed, generator, num_prompts, num_images_per_prompt)
         generators = more_generators(generators, best_of)
         is_guided = sampling.guidance_scale > 0
-        ids, padding, rows = self._prompt_rows(
+        input_ids, attention_mask, rows = self._prompt_rows(
             input_ids, attention_mask, negative_prompt_ids, negative_attention_mask, is_guided, per_prompt
         )
         given = given_codes(self.tokenizer, codes, keep_scales, mask, self._execution_device)
         if given is not None:
             given.spread(num_prompts, num_images_per_prompt, best_of)
-        drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
+        drawing, first = self._start(
+            input_ids, attention_mask, rows, is_guided, generators, given, cache_implementation
+        )
 
         all_logits: list[torch.Tensor] = []
         for index, next_scale in enumerate([*scales[1:], None]):
@@ -296,8 +298,8 @@ class NextScaleGenerationMixin(GenerationMixin):
 
     def _start(
         self,
-        ids: torch.Tensor,
-        padding: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
         rows: torch.Tensor,
         is_guided: bool,
         generators: Generators,
@@ -306,30 +308,30 @@ class NextScaleGenerationMixin(GenerationMixin):
     ) -> tuple[Drawing, torch.Tensor]:
         """Read each prompt once, and give its state to all of its rows: the drawing, and hidden states (rows, 1, D)."""
         num_inputs = self.tokenizer.config.num_image_tokens - 1
-        length = ids.shape[1] + num_inputs
+        length = input_ids.shape[1] + num_inputs
         if length > self.config.text_config.max_position_embeddings:
             raise ValueError(
-                f"a prompt of {ids.shape[1]} tokens and {num_inputs} of the image are more than the model's "
+                f"a prompt of {input_ids.shape[1]} tokens and {num_inputs} of the image are more than the model's "
                 f"{self.config.text_config.max_position_embeddings} positions: shorten the prompt"
             )
         cache = make_cache(cache_implementation, self.config.text_config, length)
         # Flex attention knows masks alone, and so does a static cache, which shows all its places.
         is_masked = cache.is_compileable or "flex" in self.model.config._attn_implementation
         hidden = self.model(
-            self.model.embed_prompt(ids),
-            attention_mask=padding if is_masked else None,
-            padding_runs=None if is_masked else padding_runs(padding),
-            position_ids=positions(padding),
+            self.model.embed_prompt(input_ids),
+            attention_mask=attention_mask if is_masked else None,
+            padding_runs=None if is_masked else padding_runs(attention_mask),
+            position_ids=positions(attention_mask),
             past_key_values=cache,
             return_dict=True,
         ).last_hidden_state[:, -1:]
-        if len(rows) != len(ids):
+        if len(rows) != len(input_ids):
             select_rows(cache, rows)
-        mask = F.pad(padding, (0, num_inputs), value=1)[rows]
+        mask = F.pad(attention_mask, (0, num_inputs), value=1)[rows]
         runs = None if is_masked else padding_runs(mask)
         prompt_index = rows[: len(rows) // 2] if is_guided else rows
         drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index, given, codes=[])
-        return drawing, hidden.to(ids.device)[rows]
+        return drawing, hidden.to(input_ids.device)[rows]
 
     # ---- A scale ----
 
@@ -437,8 +439,10 @@ class NextScaleGenerationMixin(GenerationMixin):
         if scores.isnan().any():
             raise ValueError(f"the scorer gave NaN, by which nothing can be chosen: {scores.tolist()}")
         if scores.shape != drawing.prompt_index.shape:
-            raise ValueError(f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; "
-                             f"got {tuple(scores.shape)}")  # fmt: skip
+            raise ValueError(
+                f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; got "
+                f"{tuple(scores.shape)}"
+            )
         return best_rows(scores, num_images, halve)
 
     def _semantic_features(self, drawing: Drawing) -> torch.Tensor:
