@@ -217,8 +217,7 @@ class TokenFlowQuantizer(nn.Module):
                 if return_loss:
                     losses = self.losses(normalized, chosen, entries, scales)
                 # Entries learn from the quantiser's losses alone, also from features without a gradient.
-                chosen = chosen.detach()
-                chosen = normalized + (chosen - normalized.detach()) if pooled.requires_grad else chosen
+                chosen = normalized + (chosen - normalized).detach() if pooled.requires_grad else chosen.detach()
             parts = chosen.split([scale * scale for scale in scales], dim=1)
             contributions = (lift(part, scale, grid) for part, scale in zip(parts, scales, strict=True))
             quantized = functools.reduce(torch.add, contributions)
