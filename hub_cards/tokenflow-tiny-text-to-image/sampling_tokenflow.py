@@ -146,26 +146,23 @@ def make_generators(
     Raises:
         ValueError: both are given, not as many as there are prompts or pictures, or something else than generators.
     """
-    if seed is None:
-        if generator is None or isinstance(generator, torch.Generator):
-            return Generators(shared=generator)
-        if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
-            raise ValueError(f"expected a torch.Generator, or one for each picture; got {generator!r}")
-        if len(generator) != num_prompts * num_images:
-            raise ValueError(
-                f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}"
-            )
-        return Generators(each=list(generator))
-    if generator is not None:
+    num_pictures = num_prompts * num_images
+    if seed is not None and generator is not None:
         raise ValueError("pass seed or generator, not both")
-    seed = plain_seeds(seed)
-    if isinstance(seed, list):
-        if len(seed) != num_prompts:
-            raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(seed)}")
-        seeds = [first + offset for first in seed for offset in range(num_images)]
-    else:
-        seeds = list(range(seed, seed + num_prompts * num_images))
-    return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+    if seed is not None:
+        seed = plain_seeds(seed)
+        firsts = seed if isinstance(seed, list) else range(seed, seed + num_pictures, num_images)
+        if len(firsts) != num_prompts:
+            raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(firsts)}")
+        seeds = [first + offset for first in firsts for offset in range(num_images)]
+        return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+    if generator is None or isinstance(generator, torch.Generator):
+        return Generators(shared=generator)
+    if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise ValueError(f"expected a torch.Generator, or one for each picture; got {generator!r}")
+    if len(generator) != num_pictures:
+        raise ValueError(f"expected a generator for each of {num_pictures} pictures; got {len(generator)}")
+    return Generators(each=list(generator))
 
 
 def plain_seeds(seed: Any) -> int | list[int] | None:
