@@ -118,10 +118,8 @@ class Generators:
         if self.each is not None:
             rows = [torch.rand(num_tokens, generator=source, device=source.device) for source in self.each]
             return torch.stack([row.to(device) for row in rows])
-        source = self.shared
-        return torch.rand(
-            (num_pictures, num_tokens), generator=source, device=source.device if source is not None else device
-        ).to(device)
+        source_device = device if self.shared is None else self.shared.device
+        return torch.rand((num_pictures, num_tokens), generator=self.shared, device=source_device).to(device)
 
     def select(self, rows: torch.Tensor) -> "Generators":
         """Those of some of the pictures: (M,) long."""
