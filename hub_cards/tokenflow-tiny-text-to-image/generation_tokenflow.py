@@ -200,7 +200,8 @@ class NextScaleGenerationMixin(GenerationMixin):
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
             raise ValueError("gradient checkpointing keeps no cache in training: call model.eval() before generate")
         best_of, prune_at = 1 if best_of is None else best_of, prune_at or ()
-        check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(self.tokenizer.config.scales))
+        scales = self.tokenizer.config.scales
+        check_counts(num_images_per_prompt, best_of, scorer, prune_at, len(scales))
 
         prompts = left_aligned(input_ids, attention_mask)
         input_ids, attention_mask = (part.to(self._execution_device) for part in prompts)
@@ -208,28 +209,26 @@ class NextScaleGenerationMixin(GenerationMixin):
         generators = make_generators(seed, generator, num_prompts, num_images_per_prompt)
         generators = more_generators(generators, best_of)
         is_guided = sampling.guidance_scale > 0
-        ids, padding, rows = self._prompt_rows(
+        input_ids, attention_mask, rows = self._prompt_rows(
             input_ids, attention_mask, negative_prompt_ids, negative_attention_mask, is_guided, per_prompt
         )
         given = given_codes(self.tokenizer, codes, keep_scales, mask, self._execution_device)
         if given is not None:
             given.spread(num_prompts, num_images_per_prompt, best_of)
-        drawing, first = self._start(ids, padding, rows, is_guided, generators, given, cache_implementation)
-        drawing.prompt_index = torch.arange(num_prompts, device=ids.device).repeat_interleave(per_prompt)
+        drawing, first = self._start(
+            input_ids, attention_mask, rows, is_guided, generators, given, cache_implementation
+        )
 
         all_logits: list[torch.Tensor] = []
-        num_scales = len(self.tokenizer.config.scales)
-        for index in range(num_scales):
+        for index, next_scale in enumerate([*scales[1:], None]):
             for scale_codes, logits in self._passes(drawing, sampling, index, first, output_logits):
                 if logits is not None:
                     all_logits.append(logits)
                 if streamer is not None:
                     streamer.put(scale_codes.flatten(1).cpu())
             drawing.codes.append(scale_codes)
-            drawing.features = self.tokenizer.quantizer.next_scale_features(
-                drawing.features, scale_codes, self._next_scale(index)
-            )
-            if index in prune_at and index + 1 < num_scales:
+            drawing.features = self.tokenizer.quantizer.next_scale_features(drawing.features, scale_codes, next_scale)
+            if index in prune_at and next_scale is not None:
                 keep = self._best(drawing, scorer, num_prompts * num_images_per_prompt, halve=True)[0]
                 drawing.select(keep)
                 all_logits = [part[keep] for part in all_logits]
@@ -278,8 +277,7 @@ class NextScaleGenerationMixin(GenerationMixin):
         per_prompt: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Distinct prompts, padded to one length (R, P), their mask, and which of them each row of the cache has."""
-        index = torch.arange(len(input_ids), device=input_ids.device)
-        rows = index.repeat_interleave(per_prompt)
+        rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(per_prompt)
         if not is_guided:
             return input_ids, attention_mask, rows
         if negative_prompt_ids is None:
@@ -301,8 +299,8 @@ class NextScaleGenerationMixin(GenerationMixin):
 
     def _start(
         self,
-        ids: torch.Tensor,
-        padding: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
         rows: torch.Tensor,
         is_guided: bool,
         generators: Generators,
@@ -311,35 +309,32 @@ class NextScaleGenerationMixin(GenerationMixin):
     ) -> tuple[Drawing, torch.Tensor]:
         """Read each prompt once, and give its state to all of its rows: the drawing, and hidden states (rows, 1, D)."""
         num_inputs = self.tokenizer.config.num_image_tokens - 1
-        length = ids.shape[1] + num_inputs
+        length = input_ids.shape[1] + num_inputs
         if length > self.config.text_config.max_position_embeddings:
             raise ValueError(
-                f"a prompt of {ids.shape[1]} tokens and {num_inputs} of the image are more than the model's "
+                f"a prompt of {input_ids.shape[1]} tokens and {num_inputs} of the image are more than the model's "
                 f"{self.config.text_config.max_position_embeddings} positions: shorten the prompt"
             )
         cache = make_cache(cache_implementation, self.config.text_config, length)
         # Flex attention knows masks alone, and so does a static cache, which shows all its places.
         is_masked = cache.is_compileable or "flex" in self.model.config._attn_implementation
         hidden = self.model(
-            self.model.embed_prompt(ids),
-            attention_mask=padding if is_masked else None,
-            padding_runs=None if is_masked else padding_runs(padding),
-            position_ids=positions(padding),
+            self.model.embed_prompt(input_ids),
+            attention_mask=attention_mask if is_masked else None,
+            padding_runs=None if is_masked else padding_runs(attention_mask),
+            position_ids=positions(attention_mask),
             past_key_values=cache,
             return_dict=True,
         ).last_hidden_state[:, -1:]
-        if len(rows) != len(ids):
+        if len(rows) != len(input_ids):
             select_rows(cache, rows)
-        mask = F.pad(padding, (0, num_inputs), value=1)[rows]
+        mask = F.pad(attention_mask, (0, num_inputs), value=1)[rows]
         runs = None if is_masked else padding_runs(mask)
-        drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index=rows, given=given, codes=[])
-        return drawing, hidden.to(ids.device)[rows]
+        prompt_index = rows[: len(rows) // 2] if is_guided else rows
+        drawing = Drawing(cache, mask, runs, is_guided, generators, prompt_index, given, codes=[])
+        return drawing, hidden.to(input_ids.device)[rows]
 
     # ---- A scale ----
-
-    def _next_scale(self, index: int) -> int | None:
-        scales = self.tokenizer.config.scales
-        return scales[index + 1] if index + 1 < len(scales) else None
 
     def _passes(
         self, drawing: Drawing, sampling: Sampling, index: int, first: torch.Tensor, output_logits: bool
@@ -410,15 +405,13 @@ class NextScaleGenerationMixin(GenerationMixin):
 
     def _run(self, drawing: Drawing, features: torch.Tensor, index: int) -> torch.Tensor:
         """The layers' output for a scale: (N, D, s, s) features -> (rows, s², hidden_size)"""
-        scales = self.tokenizer.config.scales
-        start = sum(side * side for side in scales[:index])
-        num_tokens = scales[index] ** 2
+        start = sum(side * side for side in self.tokenizer.config.scales[:index])
         embeds = self.model.embed_image(to_tokens(features), start).to(drawing.attention_mask.device)
         if drawing.is_guided:
             embeds = torch.cat([embeds, embeds])
-        prompt_length = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + 1
-        end = prompt_length - 1 + start + num_tokens
-        position_ids = positions(drawing.attention_mask)[:, end - num_tokens : end]
+        begin = drawing.attention_mask.shape[1] - self.tokenizer.config.num_image_tokens + start
+        end = begin + embeds.shape[1]
+        position_ids = positions(drawing.attention_mask)[:, begin:end]
         mask = None
         if drawing.cache.is_compileable:  # a static cache shows all its places, filled or not
             mask = drawing.attention_mask.clone()
@@ -447,8 +440,10 @@ class NextScaleGenerationMixin(GenerationMixin):
         if scores.isnan().any():
             raise ValueError(f"the scorer gave NaN, by which nothing can be chosen: {scores.tolist()}")
         if scores.shape != drawing.prompt_index.shape:
-            raise ValueError(f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; "
-                             f"got {tuple(scores.shape)}")  # fmt: skip
+            raise ValueError(
+                f"the scorer must give a score for each of {len(drawing.prompt_index)} pictures; got "
+                f"{tuple(scores.shape)}"
+            )
         return best_rows(scores, num_images, halve)
 
     def _semantic_features(self, drawing: Drawing) -> torch.Tensor:

@@ -217,8 +217,7 @@ class TokenFlowQuantizer(nn.Module):
                 if return_loss:
                     losses = self.losses(normalized, chosen, entries, scales)
                 # Entries learn from the quantiser's losses alone, also from features without a gradient.
-                chosen = chosen.detach()
-                chosen = normalized + (chosen - normalized.detach()) if pooled.requires_grad else chosen
+                chosen = normalized + (chosen - normalized).detach() if pooled.requires_grad else chosen.detach()
             parts = chosen.split([scale * scale for scale in scales], dim=1)
             contributions = (lift(part, scale, grid) for part, scale in zip(parts, scales, strict=True))
             quantized = functools.reduce(torch.add, contributions)
@@ -363,11 +362,8 @@ class TokenFlowQuantizer(nn.Module):
         parts = self.split_codes(codes, scales)
         grid = (self.scales if scales is None else scales)[-1]
         entries = self.codebook()
-        contributions = [resize(lookup(part, entries), grid) for part in parts]
-        sums = [contributions[0]]
-        for contribution in contributions[1:]:
-            sums.append(sums[-1] + contribution)
-        return torch.stack(sums, dim=1)
+        contributions = (resize(lookup(part, entries), grid) for part in parts)
+        return torch.stack(list(itertools.accumulate(contributions)), dim=1)
 
     def next_scale_features(
         self, features: torch.Tensor | None, codes: torch.Tensor, next_scale: int | None = None
@@ -493,7 +489,7 @@ def pool(features: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def cached_matrix(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Made once, on the CPU in fp64, whatever mode or type the caller computes in."""
+    """For a device, made once, on the CPU in fp64, whatever mode or type the caller computes in."""
 
     @functools.lru_cache(maxsize=128)
     def kept(scales: int | tuple[int, ...], grid: int, device: torch.device) -> torch.Tensor:
@@ -523,24 +519,22 @@ def area_means(maps: torch.Tensor, scales: tuple[int, ...]) -> torch.Tensor:
     return torch.cat([F.adaptive_avg_pool2d(maps, scale).flatten(1).T for scale in scales])
 
 
-def lifting(scale: int, grid: int) -> torch.Tensor:
+@cached_matrix
+def lifting_matrix(scale: int, grid: int) -> torch.Tensor:
     """A resize of a scale's tokens to a grid's: (grid², scale²)."""
     return lifted(scale, grid).flatten(1).T
 
 
-def pooling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
+@cached_matrix
+def pooling_matrix(scales: tuple[int, ...], grid: int) -> torch.Tensor:
     """A grid's tokens to those of all scales: (L, grid²)."""
     return area_means(unit_maps(grid), scales)
 
 
-def coupling(scales: tuple[int, ...], grid: int) -> torch.Tensor:
+@cached_matrix
+def coupling_matrix(scales: tuple[int, ...], grid: int) -> torch.Tensor:
     """What each scale but the last, lifted to the grid, gives to the means at all: (L, L - tokens of the last)."""
     return area_means(torch.cat([lifted(scale, grid) for scale in scales[:-1]]), scales)
-
-
-lifting_matrix = cached_matrix(lifting)
-pooling_matrix = cached_matrix(pooling)
-coupling_matrix = cached_matrix(coupling)
 
 
 def prefix_lengths(scales: Sequence[int]) -> list[int]:

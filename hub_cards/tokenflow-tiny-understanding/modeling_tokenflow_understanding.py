@@ -188,9 +188,8 @@ class TokenFlowUnderstandingModel(TokenFlowUnderstandingPreTrainedModel):
             return F.embedding(codes.to(entries.device, torch.long), entries)
         sums = quantizer.codes_to_features(codes)
         if self.config.feature_strategy == "all_scales":
-            scales = enumerate(self.config.tokenizer_config.scales)
-            maps = [pool(sums[:, index], scale) for index, scale in scales]
-            return torch.cat([to_tokens(part) for part in maps], dim=1)
+            scales = self.config.tokenizer_config.scales
+            return torch.cat([to_tokens(pool(sums[:, index], scale)) for index, scale in enumerate(scales)], dim=1)
         return to_tokens(sums[:, -1])
 
     def get_placeholder_mask(

@@ -82,13 +82,10 @@ class TokenFlowConfigMixin:
     model_type: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # type: ignore[misc]
-        self._warn_of_typos(kwargs)
-
-    def _warn_of_typos(self, unknown: Iterable[str]) -> None:
         """Unknown keys are kept, as by all configurations of transformers, but one that resembles a field is a slip."""
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         config_class: Any = type(self)
-        for key in unknown:
+        for key in kwargs:
             close = get_close_matches(key, config_class.__dataclass_fields__, n=1, cutoff=0.7)
             if close and not hasattr(config_class, key) and key not in config_class.attribute_map:
                 logger.warning(

@@ -55,7 +55,7 @@ class TokenFlowImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[
     do_halve: bool | None
 
 
-def _square_or_none(size: SizeDict | None) -> SizeDict | None:
+def crop_of(size: SizeDict | None) -> SizeDict | None:
     """The crop that goes with a size: its height and width, or a square of its shortest edge."""
     if size is None or not size.shortest_edge:
         return size
@@ -173,7 +173,7 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
         if not all(0 <= color <= WHITE_BYTE for color in colors):
             raise ValueError(f"`background_color` has values of 0 to 255, but got {background_color}.")
         super()._validate_preprocess_kwargs(
-            size=size, crop_size=crop_size or _square_or_none(size), do_resize=do_resize, **kwargs
+            size=size, crop_size=crop_size or crop_of(size), do_resize=do_resize, **kwargs
         )
 
     def fit(
@@ -197,7 +197,7 @@ class TokenFlowImageProcessorMixin(TokenFlowPushMixin, BaseImageProcessor):
             image (`torch.Tensor` or `np.ndarray` (..., C, H, W), uint8 or float32): as `picture_to_tensor` gives it.
             white (`float`): the value of white in it.
         """
-        crop_size = (crop_size or _square_or_none(size)) if do_center_crop else None
+        crop_size = (crop_size or crop_of(size)) if do_center_crop else None
         if do_pad:
             image = self._shorten(image, size, resample, white) if do_resize else image
             image = self.pad_to_square(image, background_color, white)

@@ -71,7 +71,7 @@ class Drawing:
         self.generators = self.generators.select(rows)
         self.prompt_index = self.prompt_index[rows]
         self.codes = [part[rows] for part in self.codes]
-        self.features = self.features[rows.to(self.features.device)] if self.features is not None else None
+        self.features = self.features[rows.to(self.features.device)]
         if self.given is not None:
             self.given.select(rows)
 

@@ -56,7 +56,7 @@ class Sampling:
         top_k, top_p = (list(value) if isinstance(value, Sequence) else [value] * passes for value in values)
         if not config.do_sample:
             top_k = [1] * passes
-        sampling = cls(
+        return cls(
             guidance_scale=float(config.guidance_scale or 0.0),
             guidance_schedule=getattr(config, "guidance_schedule", None) or "linear",
             top_k=top_k,
@@ -64,11 +64,8 @@ class Sampling:
             temperature=1.0 if config.temperature is None else float(config.temperature),
             attend_to_refined=bool(getattr(config, "attend_to_refined", False)),
         )
-        sampling.check()
-        return sampling
 
-    def check(self) -> None:
-        """Raise a ValueError for what can't be."""
+    def __post_init__(self) -> None:
         if not self.top_k or len(self.top_k) != len(self.top_p):
             raise ValueError(
                 f"lists as top_k and top_p need an entry per pass each; got {self.top_k} and {self.top_p}. A number "
@@ -121,10 +118,8 @@ class Generators:
         if self.each is not None:
             rows = [torch.rand(num_tokens, generator=source, device=source.device) for source in self.each]
             return torch.stack([row.to(device) for row in rows])
-        source = self.shared
-        return torch.rand(
-            (num_pictures, num_tokens), generator=source, device=source.device if source is not None else device
-        ).to(device)
+        source_device = device if self.shared is None else self.shared.device
+        return torch.rand((num_pictures, num_tokens), generator=self.shared, device=source_device).to(device)
 
     def select(self, rows: torch.Tensor) -> "Generators":
         """Those of some of the pictures: (M,) long."""
@@ -149,26 +144,23 @@ def make_generators(
     Raises:
         ValueError: both are given, not as many as there are prompts or pictures, or something else than generators.
     """
-    if seed is None:
-        if generator is None or isinstance(generator, torch.Generator):
-            return Generators(shared=generator)
-        if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
-            raise ValueError(f"expected a torch.Generator, or one for each picture; got {generator!r}")
-        if len(generator) != num_prompts * num_images:
-            raise ValueError(
-                f"expected a generator for each of {num_prompts * num_images} pictures; got {len(generator)}"
-            )
-        return Generators(each=list(generator))
-    if generator is not None:
+    num_pictures = num_prompts * num_images
+    if seed is not None and generator is not None:
         raise ValueError("pass seed or generator, not both")
-    seed = plain_seeds(seed)
-    if isinstance(seed, list):
-        if len(seed) != num_prompts:
-            raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(seed)}")
-        seeds = [first + offset for first in seed for offset in range(num_images)]
-    else:
-        seeds = list(range(seed, seed + num_prompts * num_images))
-    return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+    if seed is not None:
+        seed = plain_seeds(seed)
+        firsts = seed if isinstance(seed, list) else range(seed, seed + num_pictures, num_images)
+        if len(firsts) != num_prompts:
+            raise ValueError(f"expected a seed for each of {num_prompts} prompts; got {len(firsts)}")
+        seeds = [first + offset for first in firsts for offset in range(num_images)]
+        return Generators(each=[torch.Generator().manual_seed(value) for value in seeds])
+    if generator is None or isinstance(generator, torch.Generator):
+        return Generators(shared=generator)
+    if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise ValueError(f"expected a torch.Generator, or one for each picture; got {generator!r}")
+    if len(generator) != num_pictures:
+        raise ValueError(f"expected a generator for each of {num_pictures} pictures; got {len(generator)}")
+    return Generators(each=list(generator))
 
 
 def plain_seeds(seed: Any) -> int | list[int] | None:

@@ -54,19 +54,20 @@ class JointLayout(Layout):
     A model with another inside, whose official keys have a prefix of their own.
 
     Args:
-        outer, inner: the layouts of both; `outer` leaves the inner model's tensors out.
+        outer, inner: the layouts of both; tensors behind the prefix are the inner one's.
         prefix: of the inner model's names here.
         official_prefix: of its official keys.
     """
 
     def __init__(self, outer: Layout, inner: Layout, prefix: str, official_prefix: str):
-        shapes = {**outer.shapes, **{prefix + name: shape for name, shape in inner.shapes.items()}}
+        shapes = {name: shape for name, shape in outer.shapes.items() if not name.startswith(prefix)}
+        shapes.update({prefix + name: shape for name, shape in inner.shapes.items()})
         super().__init__(shapes, (), [*outer.dropped, *(official_prefix + key for key in inner.dropped)])
         self.outer, self.inner = outer, inner
         self.prefix, self.official_prefix = prefix, official_prefix
 
     def official_keys(self, name: str) -> list[str]:
-        if name not in self.shapes or not name.startswith(self.prefix):
+        if not name.startswith(self.prefix):
             return self.outer.official_keys(name)
         return [self.official_prefix + key for key in self.inner.official_keys(name.removeprefix(self.prefix))]
 

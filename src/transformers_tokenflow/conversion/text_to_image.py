@@ -85,8 +85,7 @@ def text_to_image_layout(config: TokenFlowTextToImageConfig) -> Layout:
     """The layout of a state dict that `join_tokenizer` made."""
     with torch.device("meta"):
         model = TokenFlowForTextToImage(config)
-    shapes = {name: shape for name, shape in shapes_of(model).items() if not name.startswith(TOKENIZER)}
-    outer = TextToImageLayout(shapes, RENAMES, DROPPED)
+    outer = TextToImageLayout(shapes_of(model), RENAMES, DROPPED)
     return JointLayout(outer, tokenizer_layout(model.tokenizer.config), TOKENIZER, TOKENIZER)
 
 
@@ -106,8 +105,7 @@ def infer_text_to_image_config(
     Raises:
         ValueError: the keys are not those of an official generator and an official tokenizer, or a field is unknown.
     """
-    overrides = dict(overrides)
-    text, image = ({**(overrides.pop(name, None) or {})} for name in ("text_config", "tokenizer_config"))
+    text, image = (overrides.pop(name, None) or {} for name in ("text_config", "tokenizer_config"))
     check_fields(overrides, TokenFlowTextToImageConfig)
     check_fields(text, LlamaConfig, *ROTARY)
     tokenizer_config = infer_config(tokenizer, **image)

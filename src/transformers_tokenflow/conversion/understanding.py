@@ -63,7 +63,7 @@ def understanding_layout(config: TokenFlowUnderstandingConfig) -> Layout:
     """The layout of an official understanding model with its tokenizer."""
     with torch.device("meta"):
         model = TokenFlowForConditionalGeneration(config)
-    shapes = {name: shape for name, shape in shapes_of(model).items() if not name.startswith(TOKENIZER)}
+    shapes = shapes_of(model)
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     outer = Layout(shapes, RENAMES, ("lm_head.weight",) if config.tie_word_embeddings else ())
@@ -86,8 +86,7 @@ def infer_understanding_config(
     Raises:
         ValueError: the keys are not those of an official understanding model, or a field is unknown.
     """
-    overrides = dict(overrides)
-    text, image = ({**(overrides.pop(name, None) or {})} for name in ("text_config", "tokenizer_config"))
+    text, image = (overrides.pop(name, None) or {} for name in ("text_config", "tokenizer_config"))
     check_fields(overrides, TokenFlowUnderstandingConfig)
     tower = {
         key.removeprefix(OFFICIAL_TOKENIZER): tensor
