@@ -22,7 +22,8 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from transformers_tokenflow.trainers import recipe as recipes
-from transformers_tokenflow.trainers.base import BaseTrainer, last_checkpoint
+from transformers_tokenflow.trainers.base import BaseTrainer
+from transformers_tokenflow.trainers.checkpoints import last_checkpoint
 
 STEPS = 6
 SAVING: dict[str, Any] = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "ema_decay": 0.9}

@@ -23,7 +23,8 @@ from test_accelerate_configs import launch_environment
 from torch.distributed.fsdp import FSDPModule
 
 from transformers_tokenflow import TokenFlowForConditionalGeneration, TokenFlowForTextToImage, TokenFlowModel
-from transformers_tokenflow.trainers.base import BaseTrainer, last_checkpoint
+from transformers_tokenflow.trainers.base import BaseTrainer
+from transformers_tokenflow.trainers.checkpoints import last_checkpoint
 from transformers_tokenflow.trainers.sharding import check_settings, check_tokenizer_settings, set_up_sharding
 
 pytestmark = needs_fork

@@ -27,7 +27,7 @@ from tiny_understanding_training import tiny_trainer as understanding_trainer
 from torch.utils.data import DataLoader
 
 from transformers_tokenflow.trainers import TokenFlowTrainer
-from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
+from transformers_tokenflow.trainers.checkpoints import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.data import PictureTransform, load_pictures
 from transformers_tokenflow.trainers.stream_trainer import PositionedCollator, StreamProgress
 from transformers_tokenflow.trainers.streams import ExampleStream, Unusable

@@ -16,7 +16,7 @@ from tiny_training import gradient_pictures
 
 from transformers_tokenflow import TokenFlowForTextToImage, TokenFlowProcessor
 from transformers_tokenflow.trainers import TextToImageTrainer
-from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
+from transformers_tokenflow.trainers.checkpoints import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.recipe import last_checkpoint
 from transformers_tokenflow.trainers.streams import ExampleStream
 

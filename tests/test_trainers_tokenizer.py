@@ -22,7 +22,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from transformers_tokenflow import TokenFlowModel
 from transformers_tokenflow.trainers import TokenFlowTrainer
-from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
+from transformers_tokenflow.trainers.checkpoints import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.objective import gradient_ratio
 from transformers_tokenflow.trainers.pictures import log_picture
 from transformers_tokenflow.trainers.recipe import last_checkpoint, run

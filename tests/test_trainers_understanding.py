@@ -28,7 +28,7 @@ from tiny_understanding_training import (
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_tokenflow import TokenFlowForConditionalGeneration, UnderstandingTrainer
-from transformers_tokenflow.trainers.base import EXTRA_STATE_NAME
+from transformers_tokenflow.trainers.checkpoints import EXTRA_STATE_NAME
 from transformers_tokenflow.trainers.conversation_batches import ConversationCollator
 from transformers_tokenflow.trainers.conversation_data import IGNORED, conversations
 from transformers_tokenflow.trainers.recipe import last_checkpoint

@@ -1,8 +1,6 @@
 # Copyright 2026 The transformers-tokenflow authors. Licensed under the Apache License, Version 2.0.
 """What the package's trainers share: averaged weights, whole checkpoints with a state of their own, logs by name."""
 
-import json
-import pickle
 import random
 import shutil
 from collections import defaultdict
@@ -15,16 +13,24 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from ..commands import one_line
 from ..locks import sole_writer
 from .arguments import CommonTrainingArguments
 from .averaging import AveragedWeights
+from .checkpoints import (
+    EXTRA_STATE_NAME,
+    check_configuration,
+    damage_named,
+    is_whole,
+    last_checkpoint,
+    read_extra_state,
+)
 from .data import seeded_datasets
 from .optimizers import MuonWithAdamW, layer_matrices
 from .parameters import check_prefixes, not_finite, parameter_groups, trained_parameters
@@ -33,14 +39,10 @@ from .stream_trainer import StreamTrainer
 
 logger = logging.get_logger(__name__)
 
-EXTRA_STATE_NAME = "tokenflow_trainer.pt"
 # How often in the steps between two logs more than the loss is measured, which takes time of its own.
 MEASUREMENTS_PER_LOG = 10
 # What Trainer takes, and the package's trainers, with losses and evaluations of their own, would ignore.
 REFUSED_ARGUMENTS = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
-# What of a configuration says how it was saved, and what Trainer sets in it.
-NO_SETTINGS = {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"}
-NO_SETTINGS |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
 
 # Options of Trainer's optimizers that take no groups of parameters: GaLore and APOLLO, LOMO, layer-wise ones.
 OWN_PARAMETERS = {"params", "model", "optimizer_dict"}
@@ -395,83 +397,3 @@ def check_evaluated(count: int) -> None:
     """Raise a ValueError where an evaluation has seen no example."""
     if count == 0:
         raise ValueError("nothing to evaluate: the dataset is empty, or dataloader_drop_last leaves no batch of it")
-
-
-def check_configuration(config: PreTrainedConfig, checkpoint: str) -> None:
-    """
-    Raises:
-        ValueError: the model of a checkpoint, if it is no adapters, had another configuration.
-    """
-    if Path(checkpoint, CONFIG_NAME).is_file():
-        own, other = (
-            json.loads(each.to_json_string(use_diff=False))
-            for each in (config, type(config).from_pretrained(checkpoint))
-        )
-        if names := different_fields(own, other):
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(
-                f"{checkpoint} comes from a model with other settings ({', '.join(names[:5])}{more}): choose another "
-                "output_dir to train with these"
-            )
-
-
-def different_fields(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what makes two configurations different models."""
-    names = []
-    for name in sorted((one.keys() | other.keys()) - NO_SETTINGS):
-        values = one.get(name), other.get(name)
-        if all(isinstance(value, dict) for value in values):
-            names += different_fields(*values, prefix=f"{prefix}{name}.")
-        elif values[0] != values[1]:
-            names.append(f"{prefix}{name}")
-    return names
-
-
-def read_extra_state(checkpoint: str) -> dict[str, Any]:
-    """
-    What [`BaseTrainer`] adds to a checkpoint, on the CPU.
-
-    Raises:
-        ValueError: the folder has none, as with `save_only_model`.
-        OSError: it is damaged.
-    """
-    path = Path(checkpoint, EXTRA_STATE_NAME)
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} has no {EXTRA_STATE_NAME}: it is no full checkpoint of this trainer")
-    with damage_named(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def damage_named(checkpoint: str | Path | None) -> Iterator[None]:
-    """Say in an OSError what can't be loaded, which the errors of damaged files don't."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise OSError(f"{checkpoint} can't be loaded: {one_line(error)}") from error
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint of a run that was written to its end, which comes with Trainer's state."""
-    states = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
-    checkpoints = sorted((path.parent for path in states), key=step_of, reverse=True)
-    return next((str(path) for path in checkpoints if is_whole(path)), None)
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: Trainer's state, which comes last, is there and is JSON."""
-    try:
-        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def step_of(checkpoint: str | Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(Path(checkpoint).name.rpartition("-")[2])
-
-
-def steps_made(checkpoint: str) -> int:
-    """How many steps a checkpoint comes after, whatever its folder is named."""
-    return TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step

@@ -21,7 +21,8 @@ from .arguments import (
     TokenFlowTrainingArguments,
     UnderstandingTrainingArguments,
 )
-from .base import BaseTrainer, check_configuration, is_whole, last_checkpoint, steps_made
+from .base import BaseTrainer
+from .checkpoints import check_configuration, is_whole, last_checkpoint, steps_made
 from .data import PictureTransform, load_pictures
 from .teachers import Teacher, initialize_semantic_encoder, load_teacher
 from .text_to_image_recipe import make_text_to_image_trainer

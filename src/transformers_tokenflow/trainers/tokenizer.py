@@ -14,7 +14,8 @@ from torch import nn
 from ..evaluation.measures import psnr
 from ..modeling_tokenflow import TokenFlowModel, TokenFlowOutput
 from .arguments import TokenFlowTrainingArguments
-from .base import BaseTrainer, check_evaluated, read_extra_state
+from .base import BaseTrainer, check_evaluated
+from .checkpoints import read_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
 from .data import PictureTransform, column_names, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
