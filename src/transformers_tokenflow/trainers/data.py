@@ -112,6 +112,11 @@ def plain_rows(dataset: Any) -> Any:
     return dataset if has_transform(dataset) else dataset.with_format(None)
 
 
+def is_table(dataset: Any) -> bool:
+    """Whether these are rows of `datasets`, of which trainers make examples."""
+    return isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+
+
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Names of the columns, which of a stream, and of what a function makes of rows, have to be read off the first."""
     names = None if has_transform(dataset) else dataset.column_names

@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +18,7 @@ from ..sampling_tokenflow import SETTINGS, Sampling, sample
 from .arguments import TextToImageTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .code_data import CaptionTransform, TextToImageCollator, captioned
-from .data import column_names
+from .data import column_names, is_table
 from .parameters import adapt, select_trainable
 from .pictures import log_picture
 from .sharding import check_encoding
@@ -96,8 +95,7 @@ class TextToImageTrainer(BaseTrainer):
 
     def _examples(self, dataset: Any, train: bool = False) -> Any:
         """Rows of `datasets` with the column `text` as examples; anything else gives examples already."""
-        is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-        if not is_table or "text" not in column_names(dataset):
+        if not is_table(dataset) or "text" not in column_names(dataset):
             return dataset
         captions = CaptionTransform(self.args.text_dropout, self.args.first_sentence_probability, train)
         return captioned(dataset, self.tokenizer_config, captions, seed=self.args.seed)

@@ -7,7 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 
@@ -17,7 +16,7 @@ from .arguments import TokenFlowTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .checkpoints import read_extra_state
 from .codebook import initialize_codebook, quantizer_inputs, restart_unused_entries
-from .data import PictureTransform, column_names, pictures_of
+from .data import PictureTransform, column_names, is_table, pictures_of
 from .discriminator import Adversary, PatchDiscriminator
 from .objective import Objective
 from .parameters import select_trainable
@@ -78,7 +77,7 @@ class TokenFlowTrainer(BaseTrainer):
 
     def _examples(self, dataset: Any, train: bool = False) -> Any:
         """Rows of `datasets` with the column `image` as examples; anything else gives examples already."""
-        names = column_names(dataset) if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else []
+        names = column_names(dataset) if is_table(dataset) else []
         if "image" not in names or "pixel_values" in names:
             return dataset
         size = self.accelerator.unwrap_model(self.model).config.image_size

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +18,7 @@ from .arguments import UnderstandingTrainingArguments
 from .base import BaseTrainer, check_evaluated
 from .conversation_batches import ConversationCollator, PackedDataset
 from .conversation_data import IGNORED, PICTURES, ConversationDataset, conversations
-from .data import column_names
+from .data import column_names, is_table
 from .parameters import adapt, select_trainable
 from .pictures import log_text
 from .sharding import check_encoding
@@ -75,8 +74,7 @@ class UnderstandingTrainer(BaseTrainer):
     def _examples(self, dataset: Any, train: bool = False) -> Any:
         """Rows of `datasets` as examples; anything else, and what has `input_ids`, gives examples already."""
         args, model, processor = self.args, self.bare_model(), self.processing_class
-        is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-        if is_table and "input_ids" not in column_names(dataset):
+        if is_table(dataset) and "input_ids" not in column_names(dataset):
             turns, buffer = args.turns_per_conversation, SHUFFLE_BUFFER if train else 0
             with args.main_process_first(desc="tokenising conversations"):
                 dataset = conversations(
